@@ -1,0 +1,106 @@
+"""The command line: `modalign COMMAND`. It reads options, calls the core, and prints."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from modalign.errors import ModalignError
+
+# Command -> the module of this package that holds it and what help says of it. A module is
+# imported when its command is called: `modalign --help` loads no torch.
+COMMANDS = {
+    "demo": ("demo", "The whole story on data it draws itself; no download, no account."),
+    "align": ("making", "Join two encoders into a new space."),
+    "add": ("making", "Add a modality to a space; nothing stored moves."),
+    "encode": ("making", "Encode items into the feature cache, and do no more."),
+    "embed": ("using", "Embed items into a gallery."),
+    "search": ("using", "Search a gallery by text, picture, sound or clip."),
+    "evaluate": ("using", "Measure retrieval on held-out pairs."),
+    "verify": ("using", "Prove that no stage and no gallery changed by one bit."),
+    "encoders": ("facts", "List the encoder adapters."),
+    "recipes": ("facts", "List the recipes and every default in them."),
+    "doctor": ("facts", "Check this machine: packages, versions, cache, speed."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order they are used in."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"modalign.cli.{COMMANDS[name][0]}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list without importing what is listed."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="modalign", prog_name="modalign")
+def cli() -> None:
+    r"""Your encoders. Your pairs. One search.
+
+    modalign joins frozen encoders of any modality with a small connector trained on a few
+    thousand pairs, on a CPU if need be, and adds a modality later without moving a stored bit.
+
+    \b
+    modalign demo                                        try it, nothing to prepare
+    modalign align photos.csv --encoder image=onnx:mobilenet.onnx \
+        --encoder text=hub:sentence-transformers/all-MiniLM-L6-v2 --out space
+    modalign embed space photos/ --modality image --out gallery
+    modalign search space gallery --text "two dogs on a beach"
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 where the data must change, or 2 where the call must."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        status = cli.main(given, prog_name="modalign", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return 2
+    except ModalignError as error:
+        if debug:
+            raise
+        return fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted; finished work is kept, run the same command again to go on", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        return fail(describe(error), 1)
+
+
+def fail(message: str, status: int) -> int:
+    """Say in one line what is wrong, and return the exit status."""
+    click.echo(f"modalign: {' '.join(message.split())}", err=True)
+    return status
+
+
+def describe(error: OSError) -> str:
+    """Return what the system refused, and the way out."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full; free some space and run the same command again"
+    return f"{where}{error.strerror or error}; see --debug for where"

@@ -1,0 +1,250 @@
+"""Commands that make spaces: align, add, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modalign.cli.options import (
+    COLUMN,
+    ENCODER,
+    SPACE,
+    computing,
+    named_columns,
+    named_values,
+    recipe_changes,
+    recipe_flags,
+    use_threads,
+)
+from modalign.cli.output import bars, print_directions, print_json, print_skipped
+from modalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from modalign.encoders import Encoder
+    from modalign.features import EncodedItems
+    from modalign.pairs import Pairs
+
+PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
+
+
+@click.command()
+@PAIRS
+@ENCODER
+@COLUMN
+@click.option("--recipe", default="oneencoder", show_default=True, help="See `modalign recipes`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The space's folder.")
+@click.option(
+    "--validation",
+    default=0.1,
+    show_default=True,
+    help="Share held out where the pairs have no split column.",
+)
+@recipe_flags
+@computing
+def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) -> None:
+    """Join two encoders into a new space.
+
+    PAIRS is CSV, TSV, JSONL or Parquet: one column a modality, each cell a path relative to
+    the file or the text itself; a list where an item has several partners; optional id and
+    split. Interrupted, the same command goes on.
+    """
+    use_threads(options["threads"])
+    from modalign.recipes import named_recipe
+    from modalign.space import Job, aligning, load_space
+    from modalign.space.space import summary
+
+    encoders = load_encoders(options)
+    check_two(encoders)
+    chosen = named_recipe(recipe).changed(recipe_changes(options))
+    table = read_table(pairs, encoders, options, validation=options["validation"])
+    with bars() as progress:
+        job = Job(
+            chosen,
+            recipe,
+            seed=options["seed"],
+            device=options["device"],
+            cache=options["cache"],
+            skip_errors=options["on_error"] == "skip",
+            progress=progress,
+        )
+        aligning.align(table, encoders, out=out, job=job)
+    report_stage(summary(load_space(out)), as_json=as_json)
+
+
+@click.command()
+@SPACE
+@PAIRS
+@ENCODER
+@COLUMN
+@click.option("--anchor", help="The space's modality it is paired with.  [default: the pairs' one]")
+@click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
+@recipe_flags
+@computing
+def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: Any) -> None:
+    """Add a modality to a space; nothing stored moves.
+
+    PAIRS joins the new modality to one that is there. Only its alignment layer is trained;
+    earlier stages and all vectors made with them stay as they are, bit by bit.
+    """
+    use_threads(options["threads"])
+    from modalign.pairs import read_columns
+    from modalign.space import load_space
+    from modalign.space.space import summary
+
+    grown = load_space(space, device=options["device"])
+    encoders = load_encoders(options)
+    new = [name for name in encoders if name not in grown.modalities]
+    if len(encoders) != 1 or not new:
+        known = ", ".join(grown.modalities)
+        raise UsageError(
+            f"add needs one --encoder NEW=SPEC for a modality that {space} lacks; it has {known}"
+        )
+    columns = named_columns(options["columns"])
+    anchor = anchor or the_anchor(grown.modalities, columns, read_columns(pairs))
+    if anchor in grown.modalities:
+        encoders[anchor] = grown.encoder(anchor)
+    table = read_table(pairs, encoders, options, validation=options["validation"])
+    with bars() as progress:
+        grown.add(
+            table,
+            encoders[new[0]],
+            anchor=anchor,
+            changes=recipe_changes(options),
+            seed=options["seed"],
+            cache=options["cache"],
+            skip_errors=options["on_error"] == "skip",
+            progress=progress,
+        )
+    report_stage(summary(grown), as_json=as_json)
+
+
+@click.command()
+@click.argument("items", type=click.Path(path_type=Path))
+@ENCODER
+@COLUMN
+@computing
+def encode(items: Path, as_json: bool, **options: Any) -> None:
+    """Encode items into the feature cache, and do no more.
+
+    ITEMS is a folder of files, a text file with one text a line, or a table like PAIRS.
+    """
+    use_threads(options["threads"])
+    from modalign.features import cache_folder, encode_items
+    from modalign.pairs import read_items
+
+    encoders = load_encoders(options)
+    columns = named_values(options["columns"], option="column")
+    skip = options["on_error"]
+    results: dict[str, EncodedItems] = {}
+    with bars() as progress:
+        for modality, encoder in encoders.items():
+            found = read_items(
+                items,
+                modality,
+                reads=encoder.reads,
+                column=columns.get(modality),
+                on_error=skip,
+            )
+            results[modality] = encode_items(
+                found,
+                encoder,
+                cache=options["cache"] or cache_folder(),
+                skip_errors=skip == "skip",
+                progress=progress,
+            )
+    report: dict[str, dict[str, Any]] = {
+        modality: {
+            "items": len(result.items),
+            "encoded": result.encoded,
+            "failed": [
+                {"where": result.items.where(f.index), "reason": str(f.error)}
+                for f in result.failures
+            ],
+            "store": str(result.table.store.folder),
+            "seconds": round(result.seconds, 3),
+        }
+        for modality, result in results.items()
+    }
+    if as_json:
+        print_json({"features": report})
+        return
+    for modality, entry in report.items():
+        click.echo(
+            f"{modality}: {entry['items']} items, {entry['encoded']} encoded now, "
+            f"{entry['seconds']} s, in {entry['store']}"
+        )
+        print_skipped(entry["failed"])
+
+
+def load_encoders(options: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Load what --encoder names."""
+    from modalign.encoders import load_encoder
+
+    specs = named_values(options["encoders"], option="encoder")
+    if not specs:
+        raise UsageError("no --encoder is given, expected --encoder MODALITY=SPEC")
+    return {
+        modality: load_encoder(spec, modality=modality, device=options["device"])
+        for modality, spec in specs.items()
+    }
+
+
+def check_two(encoders: Mapping[str, Encoder]) -> None:
+    """Raise unless two modalities are named."""
+    if len(encoders) != 2:
+        raise UsageError(
+            f"align joins two modalities, {len(encoders)} --encoder are given "
+            f"({', '.join(encoders)}); align two, then `modalign add` the others"
+        )
+
+
+def read_table(
+    pairs: Path, encoders: Mapping[str, Encoder], options: Mapping[str, Any], *, validation: float
+) -> Pairs:
+    """Read and check the pairs of the encoders' modalities."""
+    from modalign.pairs import read_pairs
+
+    columns = named_columns(options["columns"])
+    unknown = [name for name in columns if name not in encoders and name not in ("id", "split")]
+    if unknown:
+        raise UsageError(
+            f"--column {unknown[0]}={columns[unknown[0]]}: no encoder is given for "
+            f"{unknown[0]!r}, expected one of {', '.join(encoders)}"
+        )
+    return read_pairs(
+        pairs,
+        {**columns, **{modality: columns.get(modality, modality) for modality in encoders}},
+        reads={modality: encoder.reads for modality, encoder in encoders.items()},
+        seed=options["seed"],
+        validation=validation,
+        on_error=options["on_error"],
+    )
+
+
+def the_anchor(known: list[str], columns: Mapping[str, str | None], header: list[str]) -> str:
+    """Return the one modality of the space that the pairs have a column for."""
+    found = [name for name in known if columns.get(name, name) in header]
+    if len(found) != 1:
+        what = f"several ({', '.join(found)})" if found else "none"
+        raise UsageError(
+            f"the pairs have columns {', '.join(header)}: {what} of them is a modality of the "
+            f"space ({', '.join(known)}); say which with --anchor, and its column with --column"
+        )
+    return found[0]
+
+
+def report_stage(stage: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a new stage is."""
+    if as_json:
+        print_json(stage)
+        return
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in stage["seconds"].items())
+    click.echo(
+        f"stage {stage['stage']} of {stage['space']}: {stage['trainable_parameters']:,} "
+        f"trained parameters, {stage['steps']} steps ({spent})"
+    )
+    print_directions(stage["validation"]["directions"])
+    print_skipped(stage["skipped"])

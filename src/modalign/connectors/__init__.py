@@ -1,0 +1,1 @@
+"""Connectors: trained modules, feature -> vector."""

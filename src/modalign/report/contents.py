@@ -1,0 +1,164 @@
+"""What a report holds; every part may be left empty, and is then left out of the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An item as a reader sees it.
+
+    Attributes:
+        id: The item's id.
+        modality: "image", "text", "audio", "video" or any name.
+        value: The text itself, or the path of a media file.
+    """
+
+    id: str
+    modality: str
+    value: str | Path
+
+    def as_json(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Return JSON values; a path is given as seen from the folder `relative_to`."""
+        value = self.value
+        if isinstance(value, Path):
+            value = (relative_path(value, relative_to) if relative_to else value).as_posix()
+        return {"id": self.id, "modality": self.modality, "value": value}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of a search.
+
+    Attributes:
+        shown: The item found.
+        similarity: Cosine, -1 to 1.
+        right: Whether it belongs to the query.
+    """
+
+    shown: Shown
+    similarity: float
+    right: bool
+
+    def as_json(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Return JSON values: the item's, and how it was found."""
+        found = {"similarity": self.similarity, "right": self.right}
+        return {**self.shown.as_json(relative_to), **found}
+
+
+@dataclass(frozen=True)
+class SearchExample:
+    """One query and its most similar items, the best first."""
+
+    source: str
+    target: str
+    query: Shown
+    hits: tuple[Hit, ...]
+
+    def as_json(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "from": self.source,
+            "to": self.target,
+            "query": self.query.as_json(relative_to),
+            "hits": [hit.as_json(relative_to) for hit in self.hits],
+        }
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """How one stage of a space was made.
+
+    Attributes:
+        name: As in the space's folder, "0-image+text".
+        kind: "universal-projection", "alignment-layer", ...
+        modalities: What the stage brought into the space.
+        anchor: The modality a later stage was trained against; None for the first.
+        trainable_parameters: How many numbers were trained.
+        encoded: Items encoded by modality; those found in the cache do not count.
+        seconds: Wall time by part.
+        steps: Training steps taken.
+        best_step: Step whose weights were kept.
+        directions: Directions of the validation split, as `evaluate --json` prints them.
+        log: Lines of the training log: step, recall, loss, and recall@1 by "image->text".
+    """
+
+    name: str
+    kind: str
+    modalities: tuple[str, ...]
+    anchor: str | None
+    trainable_parameters: int
+    encoded: Mapping[str, int]
+    seconds: Mapping[str, float]
+    steps: int
+    best_step: int
+    directions: tuple[Mapping[str, Any], ...] = ()
+    log: tuple[Mapping[str, Any], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "modalities": list(self.modalities),
+            "anchor": self.anchor,
+            "trainable_parameters": self.trainable_parameters,
+            "encoded": dict(self.encoded),
+            "seconds": dict(self.seconds),
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "validation": {"directions": [dict(line) for line in self.directions]},
+            "log": [dict(line) for line in self.log],
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report tells.
+
+    Attributes:
+        title: The page's heading.
+        summary: What happened, in one paragraph of plain words.
+        seconds: Wall time of the whole run.
+        machine: Facts of the machine and the versions, by what they are called.
+        stages: The space's stages in order.
+        directions: Test results as `evaluate --json` prints them, and "paired": whether items of
+            the two modalities were ever trained together.
+        searches: Examples; those of one direction are shown together.
+        verify: What `verify --json` prints; None where nothing was verified.
+        commands: Lines for a shell that say how to go on; one beginning with # is a remark.
+    """
+
+    title: str
+    summary: str
+    seconds: float
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[StageSummary, ...] = ()
+    directions: tuple[Mapping[str, Any], ...] = ()
+    searches: tuple[SearchExample, ...] = ()
+    verify: Mapping[str, Any] | None = None
+    commands: tuple[str, ...] = ()
+
+    def as_json(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Return JSON values; paths of media are given as seen from `relative_to`."""
+        return {
+            "title": self.title,
+            "summary": self.summary,
+            "seconds": self.seconds,
+            "machine": dict(self.machine),
+            "stages": [stage.as_json() for stage in self.stages],
+            "directions": [dict(line) for line in self.directions],
+            "searches": [example.as_json(relative_to) for example in self.searches],
+            "verify": None if self.verify is None else dict(self.verify),
+            "commands": list(self.commands),
+        }
+
+
+def relative_path(path: Path, folder: Path) -> Path:
+    """Return the way from a folder to a file."""
+    return Path(os.path.relpath(path, folder))

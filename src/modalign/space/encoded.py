@@ -1,0 +1,145 @@
+"""Pairs and the features of their items, kept in step while broken items are dropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modalign.encoders import Encoder
+from modalign.encoders.contract import canonical_json
+from modalign.errors import UsageError
+from modalign.features import EncodedItems, FeatureTable, encode_items
+from modalign.features.encoding import Progress, no_progress
+from modalign.pairs import Pairs
+from modalign.space.objectives import PairedTables
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs whose items all have features.
+
+    Attributes:
+        pairs: What is left of the pairs.
+        tables: Features by modality, in the order of the pairs' items.
+        encoded: Items the encoder ran on, by modality; the others were cached.
+        seconds: What encoding took, by modality.
+        digest: Hash of all features' content keys and the pairs between them.
+    """
+
+    pairs: Pairs
+    tables: dict[str, FeatureTable]
+    encoded: dict[str, int]
+    seconds: dict[str, float]
+    digest: str
+
+    def paired(self, first: str, second: str, split: str) -> PairedTables:
+        """Return the features and pairs of a split, renumbered to its own items."""
+        pairs = self.pairs.positives(first, second, split=split)
+        kept_first, a = np.unique(pairs[:, 0], return_inverse=True)
+        kept_second, b = np.unique(pairs[:, 1], return_inverse=True)
+        tables = {
+            first: self.tables[first].subset(kept_first),
+            second: self.tables[second].subset(kept_second),
+        }
+        return PairedTables(first, second, tables, np.stack([a, b], axis=1))
+
+
+def encode_pairs(
+    pairs: Pairs,
+    encoders: Mapping[str, Encoder],
+    *,
+    cache: Path,
+    skip_errors: bool = False,
+    progress: Progress = no_progress,
+) -> EncodedPairs:
+    """Encode what the cache lacks of every modality; drop what is broken if asked to.
+
+    Raises:
+        DataError: An item is broken and errors are not skipped.
+        UsageError: The pairs were read for another kind of encoder.
+    """
+    results: dict[str, EncodedItems] = {}
+    for modality in pairs.modalities:
+        check_reads(pairs, modality, encoders[modality])
+        results[modality] = encode_items(
+            pairs.items[modality],
+            encoders[modality],
+            cache=cache,
+            skip_errors=skip_errors,
+            progress=progress,
+        )
+    left = pairs
+    for modality, result in results.items():
+        left = drop_failed(left, modality, result)
+    tables = {
+        modality: matching_table(left, modality, result) for modality, result in results.items()
+    }
+    return EncodedPairs(
+        left,
+        tables,
+        {modality: result.encoded for modality, result in results.items()},
+        {f"encode {modality}": round(result.seconds, 3) for modality, result in results.items()},
+        content_digest(left, {modality: result.digest for modality, result in results.items()}),
+    )
+
+
+def check_reads(pairs: Pairs, modality: str, encoder: Encoder) -> None:
+    """Raise unless the pairs' cells are what the encoder reads."""
+    found = pairs.items[modality].reads
+    if found != encoder.reads:
+        raise UsageError(
+            f"{pairs.source.name}: {modality} cells were read as {found}, encoder {encoder.spec} "
+            f"reads {encoder.reads}; read the pairs with reads={{{modality!r}: {encoder.reads!r}}}",
+            found=found,
+            expected=encoder.reads,
+        )
+
+
+def drop_failed(pairs: Pairs, modality: str, result: EncodedItems) -> Pairs:
+    """Drop the items without a feature, and the rows that depend on them."""
+    if not result.failures:
+        return pairs
+    index = {name: row for row, name in enumerate(pairs.items[modality].ids)}
+    failed = [
+        (index[name], str(failure.error))
+        for failure in result.failures
+        if (name := result.items.ids[failure.index]) in index
+    ]
+    return pairs.without(modality, [row for row, _ in failed], [reason for _, reason in failed])
+
+
+def matching_table(pairs: Pairs, modality: str, result: EncodedItems) -> FeatureTable:
+    """Return the features of the items that are left, in their order."""
+    ids = pairs.items[modality].ids
+    if len(ids) == len(result.items.ids):
+        return result.table
+    index = {result.items.ids[kept]: row for row, kept in enumerate(result.kept)}
+    return result.table.subset(np.array([index[name] for name in ids], np.int64))
+
+
+def content_digest(pairs: Pairs, contents: Mapping[str, str]) -> str:
+    """Return a hash of what training will see."""
+    digest = hashlib.sha256(canonical_json(dict(contents)))
+    digest.update(pairs.splits.tobytes())
+    for modality in pairs.modalities:
+        digest.update(pairs.links[modality].rows.tobytes())
+        digest.update(pairs.links[modality].items.tobytes())
+    return digest.hexdigest()
+
+
+def pairs_record(encoded: EncodedPairs) -> dict[str, Any]:
+    """Return what a stage keeps of its pairs."""
+    pairs = encoded.pairs
+    return {
+        "source": pairs.source.name,
+        "sha256": pairs.sha256,
+        "rows": pairs.split_sizes(),
+        "items": {modality: len(items) for modality, items in pairs.items.items()},
+        "skipped": len(pairs.skipped),
+        "content": encoded.digest,
+    }

@@ -1,0 +1,530 @@
+"""Space: embed any modality, search any by any other, add a modality, prove nothing moved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modalign.connectors.blocks import embed_in_blocks
+from modalign.connectors.universal_projection import OneEncoder
+from modalign.encoders import Encoder, Features, load_encoder
+from modalign.errors import MismatchError, UsageError, check_known
+from modalign.evaluation import Direction, evaluate_direction
+from modalign.features import EncodedItems, FeatureTable, cache_folder, encode_items
+from modalign.features.encoding import Progress, no_progress
+from modalign.gallery import Gallery, Hits
+from modalign.pairs import Items, Pairs
+from modalign.recipes import SHARED_FIELDS, OneEncoderRecipe, named_recipe
+from modalign.space import aligning
+from modalign.space.aligning import Job
+from modalign.space.encoded import encode_pairs
+from modalign.space.objectives import embed_table
+from modalign.space.stages import (
+    Stage,
+    path_sha256,
+    read_header,
+    read_stage,
+    read_weights,
+    stage_problems,
+)
+from modalign.storage import locked
+
+
+class Space:
+    """Fitted connectors of several modalities, read from a folder.
+
+    Attributes:
+        folder: Where it is stored.
+        stages: Its immutable steps, in order.
+        model: The connectors.
+        temperature: Divisor of similarity it was trained with.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[Stage], model: OneEncoder) -> None:
+        """Use `load_space` or `align`."""
+        self.folder = folder
+        self.stages = tuple(stages)
+        self.model = model
+        self.temperature: float = stages[0].record["temperature"]
+        self._encoders: dict[str, Encoder] = {}
+        self.device = "cpu"
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names, in the order they joined."""
+        return [modality for stage in self.stages for modality in stage.modalities]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.recipe.width)
+
+    @property
+    def recipe(self) -> OneEncoderRecipe:
+        """The first stage's recipe: the sizes every later stage shares."""
+        return OneEncoderRecipe.from_json(self.stages[0].record["recipe"])
+
+    def stage_of(self, modality: str) -> Stage:
+        """Return the stage that brought a modality.
+
+        Raises:
+            UsageError: The space does not know it; the message lists those it does.
+        """
+        check_known(modality, self.modalities, what=f"space {self.folder}: modality")
+        return next(stage for stage in self.stages if modality in stage.modalities)
+
+    def embedding_sha256(self, modality: str) -> str:
+        """Return the hash of all that a modality's vectors pass through."""
+        return str(self.stage_of(modality).record["embeddings"][modality])
+
+    def encoder(self, modality: str) -> Encoder:
+        """Return a modality's encoder, loaded from its spec when first asked for.
+
+        Raises:
+            MismatchError: What the spec loads today is not what the space was made with.
+        """
+        if modality not in self._encoders:
+            spec = self.stage_of(modality).record["encoders"][modality]["spec"]
+            encoder = load_encoder(spec, modality=modality, device=self.device)
+            self.use_encoder(modality, encoder)
+        return self._encoders[modality]
+
+    def use_encoder(self, modality: str, encoder: Encoder) -> None:
+        """Use an encoder that is loaded already, or whose files have moved.
+
+        Raises:
+            MismatchError: It is not the one the space was made with.
+        """
+        record = self.stage_of(modality).record
+        aligning.check_same_encoder(encoder, record, modality=modality)
+        self._encoders[modality] = encoder
+
+    def embed_features(self, modality: str, features: Features | np.ndarray) -> np.ndarray:
+        """Embed features of a modality's encoder.
+
+        A row's bits do not depend on the rows it comes with, nor on the number of threads.
+
+        Args:
+            modality: One of `modalities`.
+            features: [N, D_m], or token `Features`.
+
+        Returns:
+            Unit vectors, float32 [N, D].
+
+        Raises:
+            MismatchError: The width is not the encoder's.
+            DataError: A row is not finite.
+        """
+        if not isinstance(features, Features):
+            features = Features(np.asarray(features))
+        known = self.stage_of(modality).record["encoders"][modality]
+        if features.width != known["width"]:
+            raise MismatchError(
+                f"features of {modality} have width {features.width}, encoder {known['spec']} "
+                f"gives {known['width']}; embed features of that encoder",
+                found=features.width,
+                expected=known["width"],
+            )
+        if not len(features):
+            return np.zeros((0, self.width), np.float32)
+        return embed_in_blocks(self.model, modality, features, device=self.device)
+
+    def embed(self, modality: str, items: Iterable[str], *, exact: bool = False) -> np.ndarray:
+        """Encode and embed items, without a cache.
+
+        Args:
+            modality: One of `modalities`.
+            items: Texts, paths or keys, as its encoder reads.
+            exact: Same bits in any company; else within 1e-5 and faster for a single query.
+
+        Returns:
+            Unit vectors, float32 [N, D].
+        """
+        features = self.encoder(modality).encode(items, exact=exact)
+        # Stored features are float16: a query is rounded the same way.
+        stored = Features(features.values.astype(np.float16), features.mask)
+        return self.embed_features(modality, stored)
+
+    def gallery(self, modality: str, features: Features | np.ndarray) -> np.ndarray:
+        """Return what is stored of a modality: its embeddings, float32 [N, D]."""
+        return self.embed_features(modality, features)
+
+    def query(self, features: Features | np.ndarray, *, source: str, target: str) -> np.ndarray:
+        """Return what is asked of a target's gallery: the source's embeddings, float32 [N, D]."""
+        check_known(target, self.modalities, what=f"space {self.folder}: modality")
+        return self.embed_features(source, features)
+
+    def embed_items(
+        self,
+        items: Items,
+        *,
+        out: Path,
+        cache: Path | None = None,
+        skip_errors: bool = False,
+        replace: bool = False,
+        progress: Progress = no_progress,
+    ) -> tuple[Gallery, EncodedItems]:
+        """Embed items into a gallery folder; what the feature cache holds is not encoded again.
+
+        Args:
+            items: Of one of `modalities`.
+            out: The gallery's folder; it must not exist yet, unless `replace`.
+            cache: Folder of the feature stores.
+            skip_errors: Leave broken items out.
+            replace: Take the place of a gallery that is there.
+            progress: Told of long work.
+
+        Returns:
+            The gallery, and what encoding gave: how many items were encoded, and failures.
+        """
+        modality = items.modality
+        encoder = self.encoder(modality)
+        result = encode_items(
+            items,
+            encoder,
+            cache=cache or cache_folder(),
+            skip_errors=skip_errors,
+            progress=progress,
+        )
+        kept = items.select(result.kept)
+        gallery = Gallery.write(
+            out,
+            modality=modality,
+            width=self.width,
+            embedding=self.embedding_sha256(modality),
+            encoder=encoder.fingerprint,
+            ids=kept.ids,
+            values=kept.values,
+            vectors=self._blocks(modality, result.table, progress),
+            replace=replace,
+        )
+        return gallery, result
+
+    def _blocks(
+        self, modality: str, table: FeatureTable, progress: Progress
+    ) -> Iterable[np.ndarray]:
+        size = 4096
+        for start in range(0, len(table), size):
+            rows = np.arange(start, min(start + size, len(table)))
+            yield self.embed_features(modality, table.take(rows))
+            progress(f"embed {modality}", int(rows[-1]) + 1, len(table), "")
+
+    def check_gallery(self, gallery: Gallery) -> None:
+        """Raise a MismatchError unless a gallery was made by this space, as it is now."""
+        expected = self.embedding_sha256(gallery.modality)
+        if gallery.embedding != expected:
+            raise MismatchError(
+                f"gallery {gallery.folder}: its {gallery.modality} vectors were made with other "
+                f"weights ({gallery.embedding[:12]}) than this space's ({expected[:12]}); search "
+                "it with its own space, or embed the items again",
+                found=gallery.embedding,
+                expected=expected,
+            )
+
+    def search(self, gallery: Gallery, items: Iterable[str], *, modality: str, k: int = 10) -> Hits:
+        """Find the items of a gallery most similar to items of any modality.
+
+        Args:
+            gallery: Vectors of any of `modalities`, made by this space.
+            items: Queries: texts, paths or keys.
+            modality: The queries' modality.
+            k: Items returned a query.
+
+        Raises:
+            MismatchError: The gallery is of another space.
+        """
+        self.check_gallery(gallery)
+        return gallery.search(self.embed(modality, items), k)
+
+    def add(
+        self,
+        pairs: Pairs,
+        encoder: Encoder,
+        *,
+        anchor: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Space:
+        """Add a modality: train its alignment layer against one that is there.
+
+        Only a new stage folder and space.json are written; every earlier file, and every
+        vector already embedded, stays as it is.
+
+        Args:
+            pairs: Of the new modality and the anchor.
+            encoder: The new modality's.
+            anchor: A modality of the space; by default the pairs' other one.
+            changes: Recipe fields to change; sizes that pass through the first stage cannot.
+            options: Fields of `Job`: seed, cache, skip_errors, progress.
+
+        Returns:
+            This space, with the new stage.
+
+        Raises:
+            UsageError: The modality is there already, or the anchor is not.
+        """
+        anchor = anchor or next((m for m in pairs.modalities if m in self.modalities), "")
+        aligning.check_anchor(anchor, pairs, self.modalities)
+        recipe = self.recipe.changed(changes or {})
+        self._check_shared(recipe)
+        job = Job(recipe, self.stages[0].record["recipe_name"], device=self.device, **options)
+        encoders = {anchor: self.encoder(anchor), encoder.modality: encoder}
+        # The stage is trained on a model of its own: an error leaves this one as it was.
+        model = load_space(self.folder, device=self.device).model
+        aligning.add_modality(
+            self.folder,
+            model,
+            pairs,
+            encoders,
+            anchor=anchor,
+            temperature=self.temperature,
+            job=job,
+        )
+        grown = load_space(self.folder, device=self.device)
+        self.stages, self.model = grown.stages, grown.model
+        self._encoders[encoder.modality] = encoder
+        return self
+
+    def _check_shared(self, recipe: OneEncoderRecipe) -> None:
+        for name in SHARED_FIELDS:
+            ours, theirs = getattr(self.recipe, name), getattr(recipe, name)
+            if ours != theirs:
+                raise UsageError(
+                    f"{name} is {theirs}, this space's first stage has {ours} and a later stage "
+                    "passes through it; leave it out",
+                    field=name,
+                )
+
+    def evaluate(
+        self,
+        pairs: Pairs,
+        *,
+        split: str | None = None,
+        directions: Sequence[tuple[str, str]] | None = None,
+        cache: Path | None = None,
+        skip_errors: bool = False,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> list[Direction]:
+        """Measure retrieval between the pairs' modalities.
+
+        Args:
+            pairs: Of two or more of `modalities`; those never paired in training too.
+            split: Which rows, or "all"; by default test where there are any, else validation.
+            directions: (source, target) each; by default all.
+            cache: Folder of the feature stores.
+            skip_errors: Leave broken items out.
+            seed: Of the bootstrap intervals.
+            progress: Told of long work.
+
+        Raises:
+            UsageError: A modality is unknown, or the split has no rows.
+
+        Source: the protocol of Karpathy & Fei-Fei 2015, arXiv:1412.2306: split by item, every
+        caption a query, any caption counts; ties count against the query.
+        """
+        encoders = {modality: self.encoder(modality) for modality in pairs.modalities}
+        rows = chosen_split(pairs, split)
+        encoded = encode_pairs(
+            pairs,
+            encoders,
+            cache=cache or cache_folder(),
+            skip_errors=skip_errors,
+            progress=progress,
+        )
+        members = {m: encoded.pairs.members(m, split=rows) for m in pairs.modalities}
+        vectors = {
+            m: embed_table(self.model, m, encoded.tables[m].subset(kept), device=self.device)
+            for m, kept in members.items()
+        }
+        results = []
+        for source, target in directions or every_direction(pairs.modalities):
+            joined = encoded.pairs.positives(source, target, split=rows)
+            positives = np.stack(
+                [
+                    np.searchsorted(members[source], joined[:, 0]),
+                    np.searchsorted(members[target], joined[:, 1]),
+                ],
+                axis=1,
+            )
+            results.append(
+                evaluate_direction(
+                    vectors[source],
+                    vectors[target],
+                    positives,
+                    source=source,
+                    target=target,
+                    seed=seed,
+                )
+            )
+        return results
+
+    def verify(self, galleries: Iterable[Path] = ()) -> dict[str, Any]:
+        """Prove that nothing has moved: re-hash every stage, every gallery, every path.
+
+        Args:
+            galleries: Gallery folders to check against this space too.
+
+        Returns:
+            {"ok": bool, "stages": [{"name", "ok", "problems"}], "galleries": [...]}.
+        """
+        return verify_space(self.folder, galleries)
+
+    def save(self, folder: Path) -> Space:
+        """Copy the space to another folder, which must not exist yet, and return the copy."""
+        if folder.exists():
+            raise UsageError(f"{folder}: is there already; choose another folder", folder=folder)
+        temporary = folder.with_name(f"{folder.name}.copying")
+        shutil.rmtree(temporary, ignore_errors=True)
+        with locked(self.folder):
+            shutil.copytree(self.folder, temporary, ignore=shutil.ignore_patterns("work", "*.lock"))
+        temporary.rename(folder)
+        return load_space(folder, device=self.device)
+
+
+def align(
+    pairs: Pairs,
+    encoders: Mapping[str, Encoder],
+    *,
+    out: Path | str,
+    recipe: str | OneEncoderRecipe = "oneencoder",
+    **options: Any,
+) -> Space:
+    """Join two encoders into a new space.
+
+    Args:
+        pairs: Of two modalities.
+        encoders: One for each.
+        out: Folder of the space; an interrupted call there is gone on with.
+        recipe: A recipe or its name.
+        options: Further fields of `Job`: seed, device, cache, skip_errors, progress.
+
+    Returns:
+        The space, loaded.
+
+    Raises:
+        UsageError: `out` is a space already, or there are not two modalities.
+        DataError: Too few rows, or a broken item.
+
+    Source: OneEncoder, arXiv:2409.11059, step 1.
+    """
+    name = recipe if isinstance(recipe, str) else "custom"
+    chosen = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    job = Job(chosen, name, **options)
+    aligning.align(pairs, encoders, out=Path(out), job=job)
+    space = load_space(out, device=job.device)
+    space._encoders.update(encoders)
+    return space
+
+
+def load_space(folder: Path | str, *, device: str = "cpu") -> Space:
+    """Read a space.
+
+    Raises:
+        UsageError: The folder is no space.
+        CorruptError: A stage is not what was written; the message names it.
+    """
+    folder = Path(folder)
+    stages = [read_stage(folder, entry["name"]) for entry in read_header(folder)["stages"]]
+    return Space(folder, stages, load_model(folder, stages, device=device))
+
+
+def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEncoder:
+    """Build the connectors of some stages and fill them with their weights."""
+    model: OneEncoder | None = None
+    for stage in stages:
+        recipe = OneEncoderRecipe.from_json(stage.record["recipe"])
+        widths = {name: known["width"] for name, known in stage.record["encoders"].items()}
+        weights = read_weights(folder, stage)
+        if model is None:
+            model = aligning.build_model(widths, recipe)
+            model.load_state_dict(weights)
+        else:
+            entrance = aligning.build_entrance(widths, recipe)
+            entrance.load_state_dict(weights)
+            model.entrances.append(entrance)
+    if model is None:
+        raise UsageError(f"{folder}: a space without stages; align again into another folder")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def verify_space(folder: Path, galleries: Iterable[Path] = ()) -> dict[str, Any]:
+    """Re-hash what a space and some galleries hold; see `Space.verify`."""
+    problems = stage_problems(folder, read_header(folder))
+    paths: dict[str, str] = {}
+    if not any(problems.values()):
+        paths = rehashed_paths(load_space(folder), problems)
+    checked = [gallery_report(path, paths) for path in galleries]
+    stages = [{"name": n, "ok": not found, "problems": found} for n, found in problems.items()]
+    ok = all(entry["ok"] for entry in [*stages, *checked])
+    return {"ok": ok, "stages": stages, "galleries": checked}
+
+
+def rehashed_paths(space: Space, problems: dict[str, list[str]]) -> dict[str, str]:
+    """Hash again what each modality passes through; add to `problems` where it differs."""
+    paths = {}
+    for stage in space.stages:
+        recipe = OneEncoderRecipe.from_json(stage.record["recipe"])
+        for modality, known in stage.record["encoders"].items():
+            shape = aligning.path_shape(recipe)
+            found = path_sha256(space.model.path(modality), shape, known["fingerprint"])
+            paths[modality] = found
+            if found != stage.record["embeddings"][modality]:
+                problems[stage.name].append(f"{modality}: passes through other weights than before")
+    return paths
+
+
+def gallery_report(path: Path, paths: Mapping[str, str]) -> dict[str, Any]:
+    """Check one gallery's files, and that its vectors are those of the space."""
+    gallery = Gallery.load(path)
+    problems = gallery.verify()
+    if paths.get(gallery.modality) != gallery.embedding:
+        problems.append(f"{path}: its vectors were made with other weights than this space's")
+    return {"name": str(path), "ok": not problems, "problems": problems, "rows": len(gallery)}
+
+
+def chosen_split(pairs: Pairs, split: str | None) -> str | None:
+    """Return the split to measure on, None for all rows.
+
+    Raises:
+        UsageError: It has no rows.
+    """
+    sizes = pairs.split_sizes()
+    if split == "all":
+        return None
+    chosen = split or ("test" if sizes.get("test") else "validation")
+    if not sizes.get(chosen):
+        raise UsageError(
+            f"{pairs.source.name}: split {chosen} has no rows; there are "
+            f"{', '.join(f'{count} {name}' for name, count in sizes.items())}; choose one of "
+            "them, or all, with --split",
+            split=chosen,
+        )
+    return chosen
+
+
+def every_direction(modalities: Iterable[str]) -> list[tuple[str, str]]:
+    """Return all ordered pairs of different modalities."""
+    names = list(modalities)
+    return [(a, b) for a in names for b in names if a != b]
+
+
+def summary(space: Space) -> dict[str, Any]:
+    """Return what `align` and `add` print of the newest stage."""
+    stage = space.stages[-1]
+    return {
+        "space": str(space.folder),
+        "stage": stage.name,
+        "trainable_parameters": stage.trainable_parameters,
+        "encoded": stage.run["encoded"],
+        "skipped": stage.run["skipped"],
+        "seconds": stage.run["seconds"],
+        "steps": stage.record["steps"],
+        "validation": stage.record["validation"],
+    }
