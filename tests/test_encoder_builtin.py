@@ -154,6 +154,12 @@ def test_a_centre_moves_with_its_paint():
     np.testing.assert_allclose(low, right[::-1], atol=1e-5)
 
 
+def test_a_speck_does_not_pull_its_centre_far_from_the_middle():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[0, 0] = (255, 0, 0)
+    assert np.abs(Picture.of(pixels, side=64).centres[0]).max() < 0.25
+
+
 def test_what_is_not_in_the_picture_has_its_centre_in_the_middle():
     assert not Picture.of(square(4), side=64).centres[4].any()
 
@@ -281,6 +287,14 @@ def test_each_band_rises_and_falls_between_its_neighbours():
     assert not bands[: int(LOWEST_HZ / (RATE / 1024))].any()
 
 
+def test_bands_are_evenly_spaced_in_mel():
+    lowest, highest = (2595 * np.log10(1 + hz / 700) for hz in (60, 7600))
+    for band in (20, 40, 63):
+        mel = lowest + (band + 1) * (highest - lowest) / 65
+        hz = 700 * (10 ** (mel / 2595) - 1)
+        assert abs(_mel_bands()[:, band].argmax() * RATE / 1024 - hz) <= RATE / 1024
+
+
 def test_silence_is_zero():
     assert not log_mel(np.zeros(8000, np.float32)).any()
 
@@ -374,6 +388,11 @@ def test_a_clip_played_backwards_is_another_clip(tmp_path):
     paths = [str(tmp_path / f"{name}.gif") for name in ("forwards", "backwards")]
     vectors = builtin("frames").encode(paths).values
     assert np.linalg.norm(vectors[0] - vectors[1]) > 1
+    # The last numbers: where each paint was in each frame, from where it was on average.
+    ways = vectors[:, -128:].reshape(2, 8, 8, 2)
+    assert (np.diff(ways[0, :, 0, 1]) > 0).all()
+    np.testing.assert_allclose(ways[0], ways[1, ::-1], atol=1e-4)
+    np.testing.assert_allclose(ways.mean(axis=1), 0, atol=1e-5)
     tokens = builtin("frames?output=tokens").encode(paths).values
     # The frames are the same in the other order; only the last numbers, the change, differ.
     np.testing.assert_allclose(tokens[0, ::-1, :368], tokens[1, :, :368], atol=1e-5)

@@ -308,6 +308,7 @@ def test_a_wrong_field_of_an_image_card_is_named(tmp_path, change, message):
         ({"shape": ["N", 1, 32]}, r"field 'shape' is .*\[\"N\", samples of a window\]"),
         ({"sample_rate": None}, "field 'sample_rate' is missing"),
         ({"sample_rate": 0}, "field 'sample_rate' is 0, expected 1 or more"),
+        ({"hop_samples": True}, "field 'hop_samples' is true, expected a whole number"),
         ({"hop_samples": -1}, "field 'hop_samples' is -1"),
         ({"window_samples": 64}, "field 'window_samples' is 64, expected 32 as other fields say"),
         ({"hop_seconds": 0.02}, "field 'hop_seconds' is 0.02, expected 0.0025"),
@@ -428,6 +429,16 @@ def test_threads_change_neither_the_fingerprint_nor_the_place_of_the_file(tmp_pa
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     moved = opened(tmp_path / "b" / "tiny.onnx", "?threads=2")
     assert moved.fingerprint == opened(path).fingerprint
+
+
+def test_other_weights_are_another_encoder(tmp_path):
+    path = write_image_model(tmp_path)
+    before, images = opened(path), write_images(tmp_path, 1)
+    weights = image_weights()
+    path.write_bytes(path.read_bytes().replace(weights.tobytes(), (2 * weights).tobytes()))
+    after = opened(path)
+    assert after.fingerprint != before.fingerprint
+    assert (after.encode(images).values != before.encode(images).values).all()
 
 
 # --- real models --------------------------------------------------------------------------------

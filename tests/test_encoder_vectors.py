@@ -129,7 +129,7 @@ def test_without_ids_the_row_number_is_the_id(tmp_path):
     np.testing.assert_array_equal(encoder.encode(["3", "0"]).values, VALUES[[3, 0]])
 
 
-@pytest.mark.parametrize("key", ["4", "-1", "01", "+1", "1.0", " 1", "²", "", "9" * 5000])
+@pytest.mark.parametrize("key", ["4", "-1", "01", "+1", "1.0", " 1", "²", "٣", "", "9" * 5000])
 def test_only_a_row_number_in_its_plain_form_is_an_id(tmp_path, key):
     np.save(tmp_path / "a.npy", VALUES)
     with pytest.raises(DataError, match=r"expected one of the 4 ids of .* such as '0'"):

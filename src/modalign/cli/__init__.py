@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 where the data must change, or 2 where the call must."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    # Threads that wait asleep: spinning ones make a step ten times slower where another process
+    # needs a core. It must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = cli.main(given, prog_name="modalign", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -185,7 +185,7 @@ class PrecomputedVectors(Encoder):
     def _find(self, key: str) -> int | None:
         if self._rows is not None:
             return self._rows.get(key)
-        if not (key.isascii() and key.isdecimal()):
+        if not key.isdecimal():
             return None
         # "007" is no row number: one id for each row.
         row = int(key) if len(key) < 20 else len(self._table.values)
@@ -315,8 +315,6 @@ def _map_tensor(path: Path, name: str) -> np.ndarray:
             file=str(path),
         )
     shape, dtype = tuple(entry["shape"]), np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
-    if 0 in shape:
-        return np.zeros(shape, dtype)  # nothing to map
     start = 8 + header_bytes + entry["data_offsets"][0]
     values: np.ndarray = np.memmap(path, dtype, "r", offset=start, shape=shape)
     if entry["dtype"] != "BF16":
