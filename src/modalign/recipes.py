@@ -7,11 +7,16 @@ wrote, and the command line makes its flags from the fields.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modalign.errors import UsageError, check_known
+
+# Seconds between the checkpoints of a run: what a kill can cost. No part of a recipe, for it
+# changes nothing of the result.
+CHECKPOINT_SECONDS = 30.0
 
 
 def _option(default: Any, text: str) -> Any:
@@ -42,8 +47,8 @@ class OneEncoderRecipe:
     )
     token: Literal["mlp", "direct"] = _option("mlp", "form of the modality token: mlp, direct")
     standardize: bool = _option(True, "standardise features with the training split's figures")
-    dropout: float = _option(0.3, "share dropped inside the connector")
-    feature_dropout: float = _option(0.2, "share of the features dropped")
+    dropout: float = _option(0.1, "share dropped inside the connector")
+    feature_dropout: float = _option(0.5, "share of the features dropped")
     temperature: float = _option(0.05, "divisor of similarity in the loss, > 0")
     learn_temperature: bool = _option(True, "let the first stage train the temperature")
     batch_size: int = _option(256, "pairs a step")
@@ -57,7 +62,9 @@ class OneEncoderRecipe:
     patience: int = _option(10, "validations without a gain before stopping")
     validate_steps: int = _option(25, "steps between validations")
     validation_items: int = _option(2000, "rows of the validation split used while training")
-    precision: Literal["float32", "bfloat16"] = _option("float32", "arithmetic of a training step")
+    precision: Literal["float32", "bfloat16"] = _option(
+        "float32", "arithmetic of a training step: float32, bfloat16"
+    )
 
     def __post_init__(self) -> None:
         """Refuse values no run could use.
@@ -73,10 +80,10 @@ class OneEncoderRecipe:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
         for name in ("temperature", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if self.weight_decay < 0:
-            raise UsageError(f"weight_decay is {self.weight_decay}, expected 0 or more")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0, finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay is {self.weight_decay}, expected 0 or more, finite")
         if self.width % self.heads:
             raise UsageError(
                 f"width is {self.width}, expected a multiple of heads, {self.heads}; change one"

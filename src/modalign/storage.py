@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ from modalign.errors import CorruptError, DataError, ShapeError, UsageError
 # Ends the name of all that is not finished.
 TEMPORARY = ".partial"
 LOCK_FILE = ".modalign.lock"
+# Of mapped files, the libraries among them, this much may be resident.
+MAPPED_BYTES = 512 * 2**20
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PLACE = (
@@ -539,6 +542,34 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     except OSError as error:
         _raise_unreadable(path, error)
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order=order)
+
+
+def limit_mapped(arrays: Iterable[np.ndarray]) -> None:
+    """Give the pages of mapped arrays back where the process holds too many; reads map them again.
+
+    Pages of mapped files count as resident memory. How many one read maps is the kernel's choice,
+    64 KiB to 2 MiB, so they are counted and not estimated; where the system does not tell, they
+    stay until it needs them.
+
+    Args:
+        arrays: What may be given back; arrays in memory are left as they are.
+    """
+    if mapped_bytes() > MAPPED_BYTES:
+        for array in arrays:
+            owner: Any = array
+            while isinstance(owner, np.ndarray):
+                owner = owner.base
+            if isinstance(owner, mmap.mmap):
+                owner.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped_bytes() -> int:
+    """Return how much of this process's resident memory is mapped files; 0 where unknown."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as handle:
+            return int(handle.read().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _read_array_header(handle: BinaryIO, path: Path) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:

@@ -50,21 +50,25 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+# Each line as it stands, which click does after a \b of its own line.
+HELP = """Your encoders. Your pairs. One search.
+
+modalign joins frozen encoders of any modality with a small connector trained on a few
+thousand pairs, on a CPU if need be, and adds a modality later without moving a stored bit.
+
+\b
+modalign demo                            try it, nothing to prepare
+modalign align photos.csv --encoder image=onnx:mobilenet.onnx \\
+    --encoder text=hub:sentence-transformers/all-MiniLM-L6-v2 --out space
+modalign embed space photos/ --modality image --out gallery
+modalign search space gallery --text "two dogs on a beach"
+"""
+
+
+@click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="modalign", prog_name="modalign")
 def cli() -> None:
-    r"""Your encoders. Your pairs. One search.
-
-    modalign joins frozen encoders of any modality with a small connector trained on a few
-    thousand pairs, on a CPU if need be, and adds a modality later without moving a stored bit.
-
-    \b
-    modalign demo                                        try it, nothing to prepare
-    modalign align photos.csv --encoder image=onnx:mobilenet.onnx \
-        --encoder text=hub:sentence-transformers/all-MiniLM-L6-v2 --out space
-    modalign embed space photos/ --modality image --out gallery
-    modalign search space gallery --text "two dogs on a beach"
-    """
+    """Hold the commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = cli.main(given, prog_name="modalign", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
         return 2
+    except click.ClickException as error:
+        return fail(f"{error.format_message().rstrip('.')}; see `{command_of(error)} --help`", 2)
     except ModalignError as error:
         if debug:
             raise
@@ -99,6 +105,12 @@ def fail(message: str, status: int) -> int:
     """Say in one line what is wrong, and return the exit status."""
     click.echo(f"modalign: {' '.join(message.split())}", err=True)
     return status
+
+
+def command_of(error: click.ClickException) -> str:
+    """Return the command whose call is wrong, as it is typed."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return context.command_path if context else "modalign"
 
 
 def describe(error: OSError) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from modalign.cli.options import common, use_threads
+from modalign.cli.options import SEED, common, use_threads
 from modalign.cli.output import bars, print_directions, print_json
 
 
@@ -18,7 +18,7 @@ from modalign.cli.output import bars, print_directions, print_json
     type=click.Path(path_type=Path),
     help="Folder of all it makes; interrupted, the same call goes on.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of all that is drawn.")
+@SEED
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @common
 def demo(out: Path, seed: int, threads: int | None, as_json: bool, debug: bool) -> None:

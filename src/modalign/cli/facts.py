@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from modalign.cli.options import common
@@ -58,4 +56,4 @@ def doctor(as_json: bool, debug: bool) -> None:
             if finding.advice:
                 click.echo(f"     {finding.advice}")
     if not all(finding.ok for finding in findings):
-        sys.exit(1)
+        raise click.exceptions.Exit(1)

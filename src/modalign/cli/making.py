@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modalign.cli.options import (
+    CHECKPOINT,
     COLUMN,
     ENCODER,
     SPACE,
@@ -17,10 +18,11 @@ from modalign.cli.options import (
     named_values,
     recipe_changes,
     recipe_flags,
-    use_threads,
+    use_machine,
 )
 from modalign.cli.output import bars, print_directions, print_json, print_skipped
-from modalign.errors import UsageError
+from modalign.errors import UsageError, check_known
+from modalign.recipes import SHARED_FIELDS
 
 if TYPE_CHECKING:
     from modalign.encoders import Encoder
@@ -42,7 +44,8 @@ PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
     show_default=True,
     help="Share held out where the pairs have no split column.",
 )
-@recipe_flags
+@recipe_flags()
+@CHECKPOINT
 @computing
 def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) -> None:
     """Join two encoders into a new space.
@@ -51,14 +54,15 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
     the file or the text itself; a list where an item has several partners; optional id and
     split. Interrupted, the same command goes on.
     """
-    use_threads(options["threads"])
+    use_machine(options)
     from modalign.recipes import named_recipe
     from modalign.space import Job, aligning, load_space
     from modalign.space.space import summary
 
+    chosen = named_recipe(recipe).changed(recipe_changes(options))
+    aligning.check_new(out)
     encoders = load_encoders(options)
     check_two(encoders)
-    chosen = named_recipe(recipe).changed(recipe_changes(options))
     table = read_table(pairs, encoders, options, validation=options["validation"])
     with bars() as progress:
         job = Job(
@@ -69,6 +73,7 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
             cache=options["cache"],
             skip_errors=options["on_error"] == "skip",
             progress=progress,
+            checkpoint_seconds=options["checkpoint_seconds"],
         )
         aligning.align(table, encoders, out=out, job=job)
     report_stage(summary(load_space(out)), as_json=as_json)
@@ -81,7 +86,8 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
 @COLUMN
 @click.option("--anchor", help="The space's modality it is paired with.  [default: the pairs' one]")
 @click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
-@recipe_flags
+@recipe_flags(fixed=SHARED_FIELDS, default="the space's")
+@CHECKPOINT
 @computing
 def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: Any) -> None:
     """Add a modality to a space; nothing stored moves.
@@ -89,34 +95,33 @@ def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: 
     PAIRS joins the new modality to one that is there. Only its alignment layer is trained;
     earlier stages and all vectors made with them stay as they are, bit by bit.
     """
-    use_threads(options["threads"])
+    use_machine(options)
     from modalign.pairs import read_columns
     from modalign.space import load_space
     from modalign.space.space import summary
 
     grown = load_space(space, device=options["device"])
     encoders = load_encoders(options)
-    new = [name for name in encoders if name not in grown.modalities]
-    if len(encoders) != 1 or not new:
-        known = ", ".join(grown.modalities)
-        raise UsageError(
-            f"add needs one --encoder NEW=SPEC for a modality that {space} lacks; it has {known}"
-        )
+    new = the_new(encoders, grown.modalities, space=space)
+    for name in grown.modalities:
+        if name in encoders:
+            grown.use_encoder(name, encoders[name])
     columns = named_columns(options["columns"])
     anchor = anchor or the_anchor(grown.modalities, columns, read_columns(pairs))
-    if anchor in grown.modalities:
-        encoders[anchor] = grown.encoder(anchor)
-    table = read_table(pairs, encoders, options, validation=options["validation"])
+    check_known(anchor, grown.modalities, what=f"space {space}: anchor")
+    joined = {new: encoders[new], anchor: grown.encoder(anchor)}
+    table = read_table(pairs, joined, options, validation=options["validation"])
     with bars() as progress:
         grown.add(
             table,
-            encoders[new[0]],
+            encoders[new],
             anchor=anchor,
             changes=recipe_changes(options),
             seed=options["seed"],
             cache=options["cache"],
             skip_errors=options["on_error"] == "skip",
             progress=progress,
+            checkpoint_seconds=options["checkpoint_seconds"],
         )
     report_stage(summary(grown), as_json=as_json)
 
@@ -131,7 +136,7 @@ def encode(items: Path, as_json: bool, **options: Any) -> None:
 
     ITEMS is a folder of files, a text file with one text a line, or a table like PAIRS.
     """
-    use_threads(options["threads"])
+    use_machine(options)
     from modalign.features import cache_folder, encode_items
     from modalign.pairs import read_items
 
@@ -159,10 +164,7 @@ def encode(items: Path, as_json: bool, **options: Any) -> None:
         modality: {
             "items": len(result.items),
             "encoded": result.encoded,
-            "failed": [
-                {"where": result.items.where(f.index), "reason": str(f.error)}
-                for f in result.failures
-            ],
+            "skipped": skipped_items(result),
             "store": str(result.table.store.folder),
             "seconds": round(result.seconds, 3),
         }
@@ -176,7 +178,19 @@ def encode(items: Path, as_json: bool, **options: Any) -> None:
             f"{modality}: {entry['items']} items, {entry['encoded']} encoded now, "
             f"{entry['seconds']} s, in {entry['store']}"
         )
-        print_skipped(entry["failed"])
+        print_skipped(entry["skipped"])
+
+
+def skipped_items(result: EncodedItems) -> list[dict[str, str]]:
+    """Return what was left out of some items, on reading them and on encoding them."""
+    items = result.items
+    return [
+        *(vars(item) for item in items.skipped),
+        *(
+            {"where": items.where(f.index), "value": items.values[f.index], "reason": str(f.error)}
+            for f in result.failures
+        ),
+    ]
 
 
 def load_encoders(options: Mapping[str, Any]) -> dict[str, Encoder]:
@@ -224,14 +238,27 @@ def read_table(
     )
 
 
+def the_new(encoders: Mapping[str, Encoder], known: list[str], *, space: Path) -> str:
+    """Return the one modality that the space lacks; the other encoders are of those it has."""
+    new = [name for name in encoders if name not in known]
+    if len(new) != 1:
+        given = f"{', '.join(new)} are several" if new else "all that are given are there already"
+        raise UsageError(
+            f"add needs one --encoder NEW=SPEC for a modality that {space} lacks, {given}; it has "
+            f"{', '.join(known)}; give a new modality another name"
+        )
+    return new[0]
+
+
 def the_anchor(known: list[str], columns: Mapping[str, str | None], header: list[str]) -> str:
     """Return the one modality of the space that the pairs have a column for."""
     found = [name for name in known if columns.get(name, name) in header]
     if len(found) != 1:
-        what = f"several ({', '.join(found)})" if found else "none"
+        these = f"{', '.join(found)} are modalities" if found else "none is a modality"
         raise UsageError(
-            f"the pairs have columns {', '.join(header)}: {what} of them is a modality of the "
-            f"space ({', '.join(known)}); say which with --anchor, and its column with --column"
+            f"the pairs have columns {', '.join(header)}: {these} of the space "
+            f"({', '.join(known)}), expected one to anchor the new one; say which with --anchor, "
+            "and its column with --column"
         )
     return found[0]
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from modalign.errors import UsageError
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
 
+SEED = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="INTEGER",
+    help="Of all that is drawn.",
+)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -32,7 +40,7 @@ def computing(command: Command) -> Command:
     """Add what every command that computes has."""
     for option in reversed(
         [
-            click.option("--seed", default=0, show_default=True, help="Of all that is drawn."),
+            SEED,
             click.option("--device", default="cpu", show_default=True, help="A torch device."),
             click.option(
                 "--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"
@@ -69,20 +77,49 @@ COLUMN = click.option(
     metavar="MODALITY=COLUMN",
     help="Where the pairs name a column otherwise than its modality.",
 )
+CHECKPOINT = click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(0),
+    default=CHECKPOINT_SECONDS,
+    show_default=True,
+    help="Time between checkpoints of training: what a kill can cost.",
+)
 SPACE = click.argument("space", type=click.Path(path_type=Path))
 
 
-def recipe_flags(command: Command) -> Command:
-    """Add one flag a recipe field; the fields are the only home of the defaults."""
-    for item in reversed(dataclasses.fields(OneEncoderRecipe)):
-        flag = "--" + item.name.replace("_", "-")
-        text = item.metadata["help"]
-        if isinstance(item.default, bool):
-            option = click.option(f"{flag}/--no-{flag[2:]}", item.name, default=None, help=text)
-        else:
-            option = click.option(flag, item.name, type=type(item.default), help=text)
-        command = option(command)
-    return command
+def recipe_flags(*, fixed: Sequence[str] = (), default: str = "") -> Callable[[Command], Command]:
+    """Add one flag a recipe field; the fields are the only home of the defaults.
+
+    Args:
+        fixed: Fields that this command cannot change; help leaves their flags out.
+        default: What help says instead of the default recipe's values.
+    """
+
+    def add(command: Command) -> Command:
+        for item in reversed(dataclasses.fields(OneEncoderRecipe)):
+            shown = default or shown_value(item.default)
+            command = click.option(
+                recipe_flag(item),
+                item.name,
+                default=None,
+                type=type(item.default),
+                help=f"{item.metadata['help']}.  [default: {shown}]",
+                hidden=item.name in fixed,
+            )(command)
+        return command
+
+    return add
+
+
+def recipe_flag(item: dataclasses.Field[Any]) -> str:
+    """Return a field's flag as click declares it."""
+    name = item.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if isinstance(item.default, bool) else f"--{name}"
+
+
+def shown_value(value: Any) -> str:
+    """Return a default as it is typed."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def recipe_changes(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +156,17 @@ def named_columns(values: tuple[str, ...]) -> dict[str, str | None]:
     return {**named, **{unread[value]: None for value in values if value in unread}}
 
 
+def use_machine(options: Mapping[str, Any]) -> None:
+    """Set up what --threads and --device say.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    use_threads(options["threads"])
+    if options["device"] != "cpu":
+        check_device(options["device"])
+
+
 def use_threads(threads: int | None) -> None:
     """Set how many CPU threads libraries start; called before they are loaded."""
     if threads:
@@ -127,3 +175,17 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def check_device(name: str) -> None:
+    """Raise a UsageError unless torch can compute on a device."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name}: cannot be used here ({str(error).splitlines()[0]}), expected cpu "
+            "or a device that torch finds; `modalign doctor` shows it",
+            device=name,
+        ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from modalign.cli.making import skipped_items
 from modalign.cli.options import (
     COLUMN,
     ENCODER,
@@ -17,7 +17,7 @@ from modalign.cli.options import (
     computing,
     named_columns,
     named_values,
-    use_threads,
+    use_machine,
 )
 from modalign.cli.output import bars, print_directions, print_json, print_skipped
 from modalign.errors import UsageError
@@ -42,7 +42,7 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 
     ITEMS is a folder of files, a text file with one text a line, or a table like PAIRS.
     """
-    use_threads(options["threads"])
+    use_machine(options)
     from modalign.pairs import read_items
 
     loaded = open_space(space, options)
@@ -62,17 +62,13 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
             skip_errors=options["on_error"] == "skip",
             progress=progress,
         )
-    failed = [
-        {"where": found.where(f.index), "value": found.values[f.index], "reason": str(f.error)}
-        for f in result.failures
-    ]
     report: dict[str, Any] = {
         "gallery": str(out),
         "modality": modality,
         "rows": len(gallery),
         "width": gallery.width,
         "encoded": {modality: result.encoded},
-        "skipped": [vars(item) for item in found.skipped] + failed,
+        "skipped": skipped_items(result),
     }
     if options["as_json"]:
         print_json(report)
@@ -96,12 +92,16 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 @ENCODER
 @computing
 def search(space: Path, gallery: Path, k: int, as_json: bool, **options: Any) -> None:
-    """Search a gallery by text, picture, sound or clip."""
-    use_threads(options["threads"])
+    """Search a gallery by text, picture, sound or clip.
+
+    GALLERY is a folder that `modalign embed` wrote, of any modality of the space.
+    """
+    use_machine(options)
     from modalign.gallery import Gallery
 
     modality, value = the_query(options)
     loaded = open_space(space, options)
+    check_gallery_folder(gallery)
     stored = Gallery.load(gallery)
     hits = loaded.search(stored, [value], modality=modality, k=k)
     values = stored.values
@@ -144,10 +144,14 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Measure retrieval on held-out pairs, between all modalities the pairs have columns for."""
-    use_threads(options["threads"])
+    use_machine(options)
     from modalign.pairs import read_columns, read_pairs
+    from modalign.space.space import chosen_split
 
     loaded = open_space(space, options)
+    for name in (source, target):
+        if name is not None:
+            loaded.stage_of(name)
     columns = named_columns(options["columns"])
     header = read_columns(pairs)
     present = {m: columns.get(m, m) for m in loaded.modalities if columns.get(m, m) in header}
@@ -162,21 +166,24 @@ def evaluate(
         validation=0.0 if has_splits or split == "all" else options["validation"],
         on_error=options["on_error"],
     )
+    chosen_split(table, split)
     with bars() as progress:
-        results = loaded.evaluate(
+        encoded = loaded.encode_pairs(
             table,
-            split=split,
-            directions=directions,
             cache=options["cache"],
             skip_errors=options["on_error"] == "skip",
-            seed=options["seed"],
             progress=progress,
         )
+    results = loaded.evaluate_encoded(
+        encoded, split=split, directions=directions, seed=options["seed"]
+    )
     shown = [direction.as_json() for direction in results]
+    skipped = [vars(item) for item in encoded.pairs.skipped]
     if options["as_json"]:
-        print_json({"directions": shown})
-    else:
-        print_directions(shown)
+        print_json({"directions": shown, "skipped": skipped})
+        return
+    print_directions(shown)
+    print_skipped(skipped)
 
 
 @click.command()
@@ -193,6 +200,8 @@ def verify(space: Path, galleries: tuple[Path, ...], as_json: bool, debug: bool)
     """Prove that no stage and no gallery changed by one bit; exit 1 if one did."""
     from modalign.space.space import verify_space
 
+    for gallery in galleries:
+        check_gallery_folder(gallery)
     report = verify_space(space, galleries)
     if as_json:
         print_json(report)
@@ -204,7 +213,7 @@ def verify(space: Path, galleries: tuple[Path, ...], as_json: bool, debug: bool)
                 for problem in entry["problems"]:
                     click.echo(f"  {problem}")
     if not report["ok"]:
-        sys.exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def open_space(folder: Path, options: Mapping[str, Any]) -> Space:
@@ -218,6 +227,17 @@ def open_space(folder: Path, options: Mapping[str, Any]) -> Space:
         space.stage_of(modality)
         space.use_encoder(modality, load_encoder(spec, modality=modality, device=device))
     return space
+
+
+def check_gallery_folder(folder: Path) -> None:
+    """Raise a UsageError where a gallery is meant and a space is given."""
+    # The name of the file is said again here: the space's module loads torch.
+    if (folder / "space.json").exists():
+        raise UsageError(
+            f"{folder}: is a space, expected a gallery, a folder that `modalign embed` wrote; "
+            "check the path",
+            folder=folder,
+        )
 
 
 def the_query(options: Mapping[str, Any]) -> tuple[str, str]:

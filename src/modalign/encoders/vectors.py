@@ -36,6 +36,7 @@ from modalign.encoders.contract import (
 )
 from modalign.encoders.registry import Spec, check_options
 from modalign.errors import CorruptError, DataError, UsageError, import_extra
+from modalign.storage import limit_mapped
 
 OPTIONS = ("column", "id", "mask", "made_by")
 # Rows gathered at once: enough to hide the cost of a call, small beside any file worth mapping.
@@ -143,6 +144,8 @@ class PrecomputedVectors(Encoder):
     def content(self, value: str) -> bytes:
         """Return the row's bytes with its dtype and shape: equal vectors are equal content."""
         row = self._row_of(value)
+        if row % 256 == 0:  # asking at each row would cost more than the row
+            limit_mapped([self._table.values])
         values: np.ndarray = self._table.values[row]
         head = f"{values.dtype.str}{values.shape}".encode()
         mask = b"" if self._table.mask is None else bytes(self._table.mask[row])
@@ -172,6 +175,7 @@ class PrecomputedVectors(Encoder):
         raise AssertionError(f"{key} was refused in a block and taken alone")
 
     def _gather(self, rows: list[int]) -> Features:
+        limit_mapped([self._table.values])
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as infinite
             values = np.asarray(self._table.values[rows]).astype(np.float32, copy=False)
         if self.output == "vectors":

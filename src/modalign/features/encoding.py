@@ -15,7 +15,7 @@ from modalign.encoders import Encoder, Failure, Features
 from modalign.errors import DataError, ModalignError
 from modalign.features.store import KEY_BYTES, FeatureStore, FeatureTable
 from modalign.pairs import Items
-from modalign.storage import locked
+from modalign.storage import locked, sweep
 
 # A shard is written when it is full or old enough: what a kill can cost.
 SHARD_ROWS = 4096
@@ -66,6 +66,7 @@ def encode_items(
     cache: Path,
     skip_errors: bool = False,
     progress: Progress = no_progress,
+    shard_rows: int = SHARD_ROWS,
 ) -> EncodedItems:
     """Encode what the cache lacks of `items`, and return their features.
 
@@ -78,6 +79,7 @@ def encode_items(
         cache: A folder for the stores of all encoders.
         skip_errors: Leave broken items out, listed in `failures`, instead of raising.
         progress: Called with ("encode image", done, total, note).
+        shard_rows: Rows a shard; what a kill can cost, and a file or three for each.
 
     Raises:
         DataError: An item is broken, or all of them are.
@@ -86,10 +88,11 @@ def encode_items(
     folder = cache / f"{encoder.modality}-{encoder.fingerprint[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        sweep(folder)
         store = FeatureStore.open(folder, encoder)
         keys, failures = content_keys(items, encoder)
         lacking = _first_lacking(store, keys)
-        writer = _Writer(store, keys, lacking)
+        writer = _Writer(store, keys, shard_rows)
         encoding = _encode_lacking(items, encoder, lacking, progress)
         failures += writer.write(encoding, skip_errors=skip_errors)
     if failures and not skip_errors:
@@ -120,9 +123,9 @@ def content_keys(items: Items, encoder: Encoder) -> tuple[list[bytes | None], li
     for index, value in enumerate(items.values):
         try:
             content = encoder.content(value)
-        except (ModalignError, OSError) as error:
+        except DataError as error:
             keys.append(None)
-            failures.append(Failure(index, DataError(f"{value}: cannot be read: {error}")))
+            failures.append(Failure(index, error))
         else:
             keys.append(hashlib.blake2b(content, digest_size=KEY_BYTES).digest())
     return keys, failures
@@ -155,11 +158,10 @@ def _encode_lacking(
 class _Writer:
     """Gathers rows and commits them a shard at a time."""
 
-    def __init__(
-        self, store: FeatureStore, keys: Sequence[bytes | None], lacking: Sequence[int]
-    ) -> None:
+    def __init__(self, store: FeatureStore, keys: Sequence[bytes | None], shard_rows: int) -> None:
         self.store = store
         self.keys = keys
+        self.shard_rows = shard_rows
         self.written = 0
         self._waiting: list[tuple[bytes, Features]] = []
         self._since = time.monotonic()
@@ -180,15 +182,17 @@ class _Writer:
                 assert key is not None
                 self._waiting.append((key, result))
                 late = time.monotonic() - self._since > SHARD_SECONDS
-                if late or len(self._waiting) >= SHARD_ROWS:
+                if late or len(self._waiting) >= self.shard_rows:
                     self._commit()
         finally:
             self._commit()
         return failures
 
     def _commit(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting
         self.store.append([key for key, _ in waiting], [feature for _, feature in waiting])
+        # Not before: an interrupt in the middle of a commit is followed by a whole one.
+        self._waiting = []
         self.written += len(waiting)
         self._since = time.monotonic()
 

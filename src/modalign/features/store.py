@@ -14,7 +14,7 @@ overwritten by the next writer. Rows are never changed.
 
 from __future__ import annotations
 
-import mmap
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,14 @@ from typing import Any
 import numpy as np
 
 from modalign.encoders import Encoder, Features
-from modalign.encoders.contract import Output
+from modalign.encoders.contract import Output, canonical_json
 from modalign.errors import CorruptError, DataError, MismatchError, ShapeError
-from modalign.storage import load_array, read_json, save_array, write_json
+from modalign.storage import limit_mapped, load_array, read_json, save_array, write_json
 
 FORMAT = 1
 KEY_BYTES = 16
 STORED = np.dtype(np.float16)
-
-# Mapped pages count as resident until they are given back; this many bytes may be.
-RESIDENT_BYTES = 256 * 2**20
-PAGE_BYTES = 4096
+MANIFEST_KEYS = ("encoder", "fingerprint", "modality", "width", "output", "shards")
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,6 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
-
-    def release(self) -> None:
-        """Give the mapped pages back; the next read maps them again."""
-        mapped = self.values.base
-        if isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class FeatureStore:
@@ -68,7 +59,6 @@ class FeatureStore:
         self._shards: list[Shard] = []
         self._starts: list[int] = [0]
         self._row_of: dict[bytes, int] = {}
-        self._touched = 0
         for entry in manifest["shards"]:
             self._attach(entry)
 
@@ -98,16 +88,7 @@ class FeatureStore:
             return cls(folder, manifest)
         manifest = read_json(manifest_file)
         check_format(manifest, manifest_file)
-        if manifest["fingerprint"] != encoder.fingerprint:
-            raise MismatchError(
-                f"{folder}: holds features of another {manifest['modality']} encoder than "
-                f"{encoder.spec}; differs: "
-                f"{', '.join(differences(manifest['encoder'], encoder.describe()))}; choose "
-                "another folder, or load the encoder it was written with",
-                folder=folder,
-                stored=manifest["fingerprint"],
-                given=encoder.fingerprint,
-            )
+        check_same_encoder(manifest, encoder, folder)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -142,8 +123,9 @@ class FeatureStore:
             save_array(self.folder / f"{name}.offsets.npy", offsets)
             values = np.concatenate(rows)
         save_array(self.folder / f"{name}.values.npy", values.astype(STORED))
-        self.manifest["shards"].append(entry)
-        write_json(self.folder / "store.json", self.manifest)
+        manifest = {**self.manifest, "shards": [*self.manifest["shards"], entry]}
+        write_json(self.folder / "store.json", manifest)
+        self.manifest = manifest
         self._attach(entry)
 
     def read(self, rows: np.ndarray) -> Features:
@@ -158,31 +140,34 @@ class FeatureStore:
                 f"store {self.folder}: rows {rows.min()} to {rows.max()} were asked for, there "
                 f"are {len(self)}"
             )
-        self._give_back(len(rows))
+        limit_mapped(shard.values for shard in self._shards)
         if len(self._shards) == 1:
             return self._read_shard(self._shards[0], rows)
         return self._read_across(rows)
 
     def _read_across(self, rows: np.ndarray) -> Features:
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        present, first = np.unique(shard_of[order], return_index=True)
-        pieces = np.split(order, first[1:]) if len(rows) else []
-        found = [
-            self._read_shard(self._shards[shard], rows[piece] - self._starts[shard])
-            for shard, piece in zip(present, pieces, strict=True)
+        order = np.argsort(rows)
+        ascending = rows[order]
+        bounds = np.searchsorted(ascending, self._starts)
+        pieces = [
+            (slice(low, high), ascending[low:high] - start, shard)
+            for low, high, start, shard in zip(
+                bounds[:-1], bounds[1:], self._starts[:-1], self._shards, strict=True
+            )
+            if low < high
         ]
         if self.output == "vectors":
             values = np.empty((len(rows), self.width), STORED)
-            for piece, part in zip(pieces, found, strict=True):
-                values[piece] = part.values
+            for piece, local, shard in pieces:
+                values[order[piece]] = shard.values[local]
             return Features(values)
-        longest = max((part.values.shape[1] for part in found), default=0)
+        found = [(order[piece], self._read_shard(shard, local)) for piece, local, shard in pieces]
+        longest = max((part.values.shape[1] for _, part in found), default=0)
         values = np.zeros((len(rows), longest, self.width), STORED)
         mask = np.zeros((len(rows), longest), bool)
-        for piece, part in zip(pieces, found, strict=True):
+        for places, part in found:
             length = part.values.shape[1]
-            values[piece, :length], mask[piece, :length] = part.values, part.mask
+            values[places, :length], mask[places, :length] = part.values, part.mask
         return Features(values, mask)
 
     def _read_shard(self, shard: Shard, rows: np.ndarray) -> Features:
@@ -196,30 +181,8 @@ class FeatureStore:
         values[~mask] = 0
         return Features(values, mask)
 
-    def _give_back(self, rows: int) -> None:
-        """Keep the resident size from growing with the store."""
-        row_bytes = max(PAGE_BYTES, self.width * STORED.itemsize)
-        self._touched += rows * row_bytes
-        if self._touched > RESIDENT_BYTES:
-            self._touched = 0
-            for shard in self._shards:
-                shard.release()
-
     def _attach(self, entry: dict[str, Any]) -> None:
-        path = self.folder / entry["name"]
-        keys = load_array(path.with_name(f"{path.name}.keys.npy"))
-        values = load_array(path.with_name(f"{path.name}.values.npy"), mapped=True)
-        offsets = None
-        if self.output == "tokens":
-            offsets = load_array(path.with_name(f"{path.name}.offsets.npy"))
-        shard = Shard(values, offsets)
-        if not (len(shard) == len(keys) == entry["rows"] and values.shape[1] == self.width):
-            raise CorruptError(
-                f"{path}: {len(shard)} rows of width {values.shape[1]} and {len(keys)} keys, the "
-                f"manifest says {entry['rows']} rows of width {self.width}; delete the folder "
-                f"{self.folder} to encode again",
-                file=path,
-            )
+        keys, shard = self._load_shard(entry)
         start = len(self)
         packed = keys.tobytes()
         for row in range(len(keys)):
@@ -227,6 +190,45 @@ class FeatureStore:
             self._row_of[key] = start + row
         self._shards.append(shard)
         self._starts.append(start + len(keys))
+
+    def _load_shard(self, entry: dict[str, Any]) -> tuple[np.ndarray, Shard]:
+        """Map a shard's files and return its keys and rows."""
+        name, rows = entry["name"], entry["rows"]
+        try:
+            keys = load_array(self.folder / f"{name}.keys.npy")
+            values = load_array(self.folder / f"{name}.values.npy", mapped=True)
+            offsets = None
+            if self.output == "tokens":
+                offsets = load_array(self.folder / f"{name}.offsets.npy")
+        except DataError as error:
+            # Without this file alone the store would be no better: the folder has to go.
+            raise self._corrupt(error.details["file"], "is missing or broken") from error
+        if keys.shape != (rows, KEY_BYTES) or keys.dtype != np.uint8:
+            raise self._corrupt(
+                self.folder / f"{name}.keys.npy",
+                f"is {keys.dtype} {keys.shape}, expected uint8 ({rows}, {KEY_BYTES})",
+            )
+        positions = values.shape[0] if values.ndim else 0
+        if offsets is not None and not sound_offsets(offsets, rows, positions):
+            raise self._corrupt(
+                self.folder / f"{name}.offsets.npy",
+                f"does not divide {positions} positions into {rows} rows",
+            )
+        expected = (rows if offsets is None else positions, self.width)
+        if values.shape != expected or values.dtype != STORED:
+            raise self._corrupt(
+                self.folder / f"{name}.values.npy",
+                f"is {values.dtype} {values.shape}, expected {STORED} {expected}",
+            )
+        # A plain view: each read of a memmap makes another one, which costs more than the read.
+        return keys, Shard(np.asarray(values), offsets)
+
+    def _corrupt(self, file: Path, what: str) -> CorruptError:
+        return CorruptError(
+            f"{file}: {what}; delete the folder {self.folder}, and the next run encodes its items "
+            "again",
+            file=file,
+        )
 
 
 @dataclass(frozen=True)
@@ -285,15 +287,53 @@ def valid_positions(part: Features) -> np.ndarray:
 
 def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Return the names of a description's entries that two encoders do not share."""
+    # As JSON gives it back: a tuple is a list there.
+    given = json.loads(canonical_json(given))
     names = sorted(stored.keys() | given.keys())
     return [name for name in names if stored.get(name) != given.get(name)]
 
 
-def check_format(manifest: dict[str, Any], path: Path) -> None:
-    """Raise a DataError unless this version can read the manifest."""
-    if manifest.get("format") != FORMAT:
+def sound_offsets(offsets: np.ndarray, rows: int, positions: int) -> bool:
+    """Return whether offsets divide all positions into rows."""
+    if offsets.shape != (rows + 1,) or offsets.dtype != np.int64:
+        return False
+    return bool(offsets[0] == 0 and offsets[-1] == positions and (np.diff(offsets) >= 0).all())
+
+
+def check_format(manifest: Any, path: Path) -> None:
+    """Raise unless this version can read the manifest.
+
+    Raises:
+        DataError: It is of another format.
+        CorruptError: It lacks an entry.
+    """
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
         raise DataError(
-            f"{path}: format {manifest.get('format')}, this modalign reads {FORMAT}; upgrade "
-            "modalign to read it",
+            f"{path}: format {found}, this modalign reads {FORMAT}; upgrade modalign to read it, "
+            f"or delete the folder {path.parent} to encode again",
+            file=path,
+            found=found,
+        )
+    lacking = [name for name in MANIFEST_KEYS if name not in manifest]
+    if lacking:
+        raise CorruptError(
+            f"{path}: has no {', '.join(lacking)}; delete the folder {path.parent}, and the next "
+            "run encodes its items again",
             file=path,
         )
+
+
+def check_same_encoder(manifest: dict[str, Any], encoder: Encoder, folder: Path) -> None:
+    """Raise a MismatchError that names what differs unless a store is this encoder's."""
+    names = differences(manifest["encoder"], encoder.describe())
+    if manifest["fingerprint"] == encoder.fingerprint and not names:
+        return
+    raise MismatchError(
+        f"{folder}: holds features of another {manifest['modality']} encoder than "
+        f"{encoder.spec}; differs: {', '.join(names) or 'fingerprint'}; choose another folder, or "
+        "load the encoder it was written with",
+        folder=folder,
+        stored=manifest["fingerprint"],
+        given=encoder.fingerprint,
+    )

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from modalign.connectors.universal_projection import (
 )
 from modalign.encoders import Encoder
 from modalign.encoders.contract import canonical_json
+from modalign.encoders.registry import Spec
 from modalign.errors import DataError, MismatchError, UsageError, check_known
 from modalign.features import cache_folder
 from modalign.features.encoding import Progress, no_progress
 from modalign.features.store import differences
 from modalign.pairs import Pairs
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
 from modalign.space.encoded import EncodedPairs, encode_pairs, pairs_record
 from modalign.space.objectives import (
     AddedObjective,
@@ -37,14 +38,16 @@ from modalign.space.objectives import (
     measure,
 )
 from modalign.space.stages import (
-    RUN_FILE,
     SPACE_FILE,
+    STAGES_FOLDER,
+    WORK_FOLDER,
     path_sha256,
     read_header,
+    read_stage,
     versions,
     write_stage,
 )
-from modalign.storage import locked, write_json
+from modalign.storage import LOCK_FILE, TEMPORARY, locked, sweep
 from modalign.training import FitResult, fit
 from modalign.training.loop import CHECKPOINT_FILE
 
@@ -65,6 +68,7 @@ class Job:
         cache: Folder of the feature stores.
         skip_errors: Leave broken items out.
         progress: Told of long work.
+        checkpoint_seconds: Time between the checkpoints of training.
     """
 
     recipe: OneEncoderRecipe
@@ -74,6 +78,7 @@ class Job:
     cache: Path | None = None
     skip_errors: bool = False
     progress: Progress = no_progress
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def encode(self, pairs: Pairs, encoders: Mapping[str, Encoder]) -> EncodedPairs:
         """Encode what the cache lacks."""
@@ -122,7 +127,7 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
         job: How.
 
     Raises:
-        UsageError: `out` is a space, or there are not two modalities.
+        UsageError: `out` is a space or holds other files, or there are not two modalities.
         DataError: Too few rows, a broken item, or a loss that is not finite.
     """
     if len(pairs.modalities) != 2:
@@ -130,15 +135,31 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
             f"align joins two modalities, the call names {len(pairs.modalities)}: "
             f"{', '.join(pairs.modalities)}; align two, then `modalign add` the others"
         )
+    check_rows(pairs)
+    check_new(out)
+    with locked(out):
+        # Another process may have made it while this one waited.
+        check_new(out)
+        encoded = job.encode(pairs, encoders)
+        _first_stage(out, encoded, encoders, job)
+
+
+def check_new(out: Path) -> None:
+    """Raise unless a folder is free, or holds nothing but an align that was interrupted."""
     if (out / SPACE_FILE).exists():
         raise UsageError(
             f"{out}: a space is there already; choose another --out, or delete the folder",
             folder=out,
         )
-    check_rows(pairs)
-    with locked(out):
-        encoded = job.encode(pairs, encoders)
-        _first_stage(out, encoded, encoders, job)
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    ours = (WORK_FOLDER, STAGES_FOLDER, LOCK_FILE)
+    foreign = [name for name in names if name not in ours and not name.endswith(TEMPORARY)]
+    if foreign:
+        raise UsageError(
+            f"{out}: holds other files ({foreign[0]}), expected a new or empty folder; choose "
+            "another --out",
+            folder=out,
+        )
 
 
 def _first_stage(
@@ -202,6 +223,9 @@ def add_modality(
     (new,) = [modality for modality in pairs.modalities if modality != anchor]
     with locked(space):
         header = read_header(space)
+        # Another process may have added it while this one waited.
+        there = [m for entry in header["stages"] for m in read_stage(space, entry).modalities]
+        check_anchor(anchor, pairs, there)
         encoded = job.encode(pairs, encoders)
         train, validation = splits(encoded, new, anchor)
         with torch.random.fork_rng(devices=[]):
@@ -258,7 +282,7 @@ def stage_plan(
 def encoder_record(encoder: Encoder) -> dict[str, Any]:
     """Return what a stage keeps of an encoder: enough to load it again and to refuse another."""
     return {
-        "spec": encoder.spec,
+        "spec": lasting_spec(encoder.spec),
         "fingerprint": encoder.fingerprint,
         "description": encoder.describe(),
         "reads": encoder.reads,
@@ -267,12 +291,21 @@ def encoder_record(encoder: Encoder) -> dict[str, Any]:
     }
 
 
+def lasting_spec(spec: str) -> str:
+    """Return a spec whose file is named by its whole path: a space is used from anywhere."""
+    parsed = Spec.parse(spec)
+    path = Path(parsed.target)
+    return str(replace(parsed, target=str(path.resolve()))) if path.exists() else spec
+
+
 def run(
     space: Path, name: str, objective: Any, plan: Mapping[str, Any], job: Job
 ) -> tuple[Path, FitResult]:
     """Train in a work folder of the space, going on where an interrupted run was."""
-    work = space / "work" / name
+    work = space / WORK_FOLDER / name
     work.mkdir(parents=True, exist_ok=True)
+    # What a killed writer left would be published with the stage.
+    sweep(work)
     result = fit(
         objective,
         job.recipe,
@@ -280,6 +313,7 @@ def run(
         run=hashlib.sha256(canonical_json(dict(plan))).hexdigest(),
         seed=job.seed,
         progress=job.progress,
+        checkpoint_seconds=job.checkpoint_seconds,
     )
     return work, result
 
@@ -306,19 +340,16 @@ def _finish(
         "evaluate": round(time.perf_counter() - begin, 3),
     }
     skipped = [vars(item) for item in encoded.pairs.skipped]
-    write_json(
-        work / RUN_FILE,
-        {
-            "encoded": encoded.encoded,
-            "seconds": seconds,
-            "resumed_from": result.resumed_from,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "skipped": skipped,
-        },
-    )
+    run = {
+        "encoded": encoded.encoded,
+        "seconds": seconds,
+        "resumed_from": result.resumed_from,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "skipped": skipped,
+    }
     (work / CHECKPOINT_FILE).unlink(missing_ok=True)
-    write_stage(space, name, record=record, weights=weights, work=work)
-    shutil.rmtree(space / "work", ignore_errors=True)
+    write_stage(space, name, record=record, run=run, weights=weights, work=work)
+    shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
 
 
 def splits(encoded: EncodedPairs, first: str, second: str) -> tuple[PairedTables, PairedTables]:

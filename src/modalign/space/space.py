@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from modalign.connectors.blocks import embed_in_blocks
 from modalign.connectors.universal_projection import OneEncoder
 from modalign.encoders import Encoder, Features, load_encoder
-from modalign.errors import MismatchError, UsageError, check_known
+from modalign.errors import CorruptError, DataError, MismatchError, UsageError, check_known
 from modalign.evaluation import Direction, evaluate_direction
 from modalign.features import EncodedItems, FeatureTable, cache_folder, encode_items
 from modalign.features.encoding import Progress, no_progress
@@ -21,7 +22,7 @@ from modalign.pairs import Items, Pairs
 from modalign.recipes import SHARED_FIELDS, OneEncoderRecipe, named_recipe
 from modalign.space import aligning
 from modalign.space.aligning import Job
-from modalign.space.encoded import encode_pairs
+from modalign.space.encoded import EncodedPairs, encode_pairs
 from modalign.space.objectives import embed_table
 from modalign.space.stages import (
     Stage,
@@ -31,7 +32,7 @@ from modalign.space.stages import (
     read_weights,
     stage_problems,
 )
-from modalign.storage import locked
+from modalign.storage import check_free, locked
 
 
 class Space:
@@ -42,16 +43,19 @@ class Space:
         stages: Its immutable steps, in order.
         model: The connectors.
         temperature: Divisor of similarity it was trained with.
+        device: Where it computes, a torch device name.
     """
 
-    def __init__(self, folder: Path, stages: Sequence[Stage], model: OneEncoder) -> None:
+    def __init__(
+        self, folder: Path, stages: Sequence[Stage], model: OneEncoder, *, device: str = "cpu"
+    ) -> None:
         """Use `load_space` or `align`."""
         self.folder = folder
         self.stages = tuple(stages)
         self.model = model
         self.temperature: float = stages[0].record["temperature"]
         self._encoders: dict[str, Encoder] = {}
-        self.device = "cpu"
+        self.device = device
 
     @property
     def modalities(self) -> list[str]:
@@ -86,12 +90,22 @@ class Space:
 
         Raises:
             MismatchError: What the spec loads today is not what the space was made with.
+            DataError: Its file is gone or broken.
         """
         if modality not in self._encoders:
-            spec = self.stage_of(modality).record["encoders"][modality]["spec"]
-            encoder = load_encoder(spec, modality=modality, device=self.device)
-            self.use_encoder(modality, encoder)
+            self.use_encoder(modality, self._load_encoder(modality))
         return self._encoders[modality]
+
+    def _load_encoder(self, modality: str) -> Encoder:
+        spec = self.stage_of(modality).record["encoders"][modality]["spec"]
+        try:
+            return load_encoder(spec, modality=modality, device=self.device)
+        except (DataError, UsageError) as error:
+            raise type(error)(
+                f"space {self.folder}: its {modality} encoder cannot be loaded: {error}; if it "
+                f"has moved, give --encoder {modality}=SPEC",
+                **error.details,
+            ) from error
 
     def use_encoder(self, modality: str, encoder: Encoder) -> None:
         """Use an encoder that is loaded already, or whose files have moved.
@@ -183,6 +197,9 @@ class Space:
         """
         modality = items.modality
         encoder = self.encoder(modality)
+        # Said before the work, not after it.
+        check_free(out, replace=replace)
+        out.parent.mkdir(parents=True, exist_ok=True)
         result = encode_items(
             items,
             encoder,
@@ -259,7 +276,7 @@ class Space:
             encoder: The new modality's.
             anchor: A modality of the space; by default the pairs' other one.
             changes: Recipe fields to change; sizes that pass through the first stage cannot.
-            options: Fields of `Job`: seed, cache, skip_errors, progress.
+            options: Fields of `Job`: seed, cache, skip_errors, progress, checkpoint_seconds.
 
         Returns:
             This space, with the new stage.
@@ -327,23 +344,50 @@ class Space:
         Source: the protocol of Karpathy & Fei-Fei 2015, arXiv:1412.2306: split by item, every
         caption a query, any caption counts; ties count against the query.
         """
-        encoders = {modality: self.encoder(modality) for modality in pairs.modalities}
-        rows = chosen_split(pairs, split)
-        encoded = encode_pairs(
+        chosen_split(pairs, split)
+        encoded = self.encode_pairs(pairs, cache=cache, skip_errors=skip_errors, progress=progress)
+        return self.evaluate_encoded(encoded, split=split, directions=directions, seed=seed)
+
+    def encode_pairs(
+        self,
+        pairs: Pairs,
+        *,
+        cache: Path | None = None,
+        skip_errors: bool = False,
+        progress: Progress = no_progress,
+    ) -> EncodedPairs:
+        """Encode what the cache lacks of pairs; see `evaluate` for the arguments.
+
+        Returns:
+            The features, and the pairs without what was left out, listed in `pairs.skipped`.
+        """
+        return encode_pairs(
             pairs,
-            encoders,
+            {modality: self.encoder(modality) for modality in pairs.modalities},
             cache=cache or cache_folder(),
             skip_errors=skip_errors,
             progress=progress,
         )
-        members = {m: encoded.pairs.members(m, split=rows) for m in pairs.modalities}
+
+    def evaluate_encoded(
+        self,
+        encoded: EncodedPairs,
+        *,
+        split: str | None = None,
+        directions: Sequence[tuple[str, str]] | None = None,
+        seed: int = 0,
+    ) -> list[Direction]:
+        """Measure retrieval on pairs that are encoded; see `evaluate`."""
+        pairs = encoded.pairs
+        rows = chosen_split(pairs, split)
+        members = {m: pairs.members(m, split=rows) for m in pairs.modalities}
         vectors = {
             m: embed_table(self.model, m, encoded.tables[m].subset(kept), device=self.device)
             for m, kept in members.items()
         }
         results = []
         for source, target in directions or every_direction(pairs.modalities):
-            joined = encoded.pairs.positives(source, target, split=rows)
+            joined = pairs.positives(source, target, split=rows)
             positives = np.stack(
                 [
                     np.searchsorted(members[source], joined[:, 0]),
@@ -429,8 +473,8 @@ def load_space(folder: Path | str, *, device: str = "cpu") -> Space:
         CorruptError: A stage is not what was written; the message names it.
     """
     folder = Path(folder)
-    stages = [read_stage(folder, entry["name"]) for entry in read_header(folder)["stages"]]
-    return Space(folder, stages, load_model(folder, stages, device=device))
+    stages = [read_stage(folder, entry) for entry in read_header(folder)["stages"]]
+    return Space(folder, stages, load_model(folder, stages, device=device), device=device)
 
 
 def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEncoder:
@@ -440,13 +484,15 @@ def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEnco
         recipe = OneEncoderRecipe.from_json(stage.record["recipe"])
         widths = {name: known["width"] for name, known in stage.record["encoders"].items()}
         weights = read_weights(folder, stage)
-        if model is None:
-            model = aligning.build_model(widths, recipe)
-            model.load_state_dict(weights)
-        else:
-            entrance = aligning.build_entrance(widths, recipe)
-            entrance.load_state_dict(weights)
-            model.entrances.append(entrance)
+        # Untrained weights are drawn before they are filled: not from the caller's numbers.
+        with torch.random.fork_rng(devices=[]):
+            if model is None:
+                model = aligning.build_model(widths, recipe)
+                model.load_state_dict(weights)
+            else:
+                entrance = aligning.build_entrance(widths, recipe)
+                entrance.load_state_dict(weights)
+                model.entrances.append(entrance)
     if model is None:
         raise UsageError(f"{folder}: a space without stages; align again into another folder")
     for parameter in model.parameters():
@@ -457,7 +503,8 @@ def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEnco
 def verify_space(folder: Path, galleries: Iterable[Path] = ()) -> dict[str, Any]:
     """Re-hash what a space and some galleries hold; see `Space.verify`."""
     problems = stage_problems(folder, read_header(folder))
-    paths: dict[str, str] = {}
+    # Where a stage is broken, of the galleries only the files can be proved.
+    paths: dict[str, str] | None = None
     if not any(problems.values()):
         paths = rehashed_paths(load_space(folder), problems)
     checked = [gallery_report(path, paths) for path in galleries]
@@ -480,11 +527,14 @@ def rehashed_paths(space: Space, problems: dict[str, list[str]]) -> dict[str, st
     return paths
 
 
-def gallery_report(path: Path, paths: Mapping[str, str]) -> dict[str, Any]:
+def gallery_report(path: Path, paths: Mapping[str, str] | None) -> dict[str, Any]:
     """Check one gallery's files, and that its vectors are those of the space."""
-    gallery = Gallery.load(path)
+    try:
+        gallery = Gallery.load(path)
+    except CorruptError as error:
+        return {"name": str(path), "ok": False, "problems": [str(error)], "rows": None}
     problems = gallery.verify()
-    if paths.get(gallery.modality) != gallery.embedding:
+    if paths is not None and paths.get(gallery.modality) != gallery.embedding:
         problems.append(f"{path}: its vectors were made with other weights than this space's")
     return {"name": str(path), "ok": not problems, "problems": problems, "rows": len(gallery)}
 

@@ -32,7 +32,7 @@ def read_checkpoint(path: Path, *, run: str) -> tuple[dict[str, Tensor], dict[st
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("modalign", "{}"))
-            if header.get("run") != run:
+            if not isinstance(header, dict) or header.get("run") != run:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError):

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from modalign.errors import DataError
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
 from modalign.storage import write_json_lines
 from modalign.training.checkpoints import read_checkpoint, write_checkpoint
 
-CHECKPOINT_SECONDS = 30.0
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.jsonl"
 
@@ -92,6 +91,7 @@ def fit(
     run: str,
     seed: int,
     progress: Callable[[str, int, int, str], None],
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> FitResult:
     """Train, and leave the weights that were best on validation in the objective's parameters.
 
@@ -103,15 +103,18 @@ def fit(
         run: Hash of all that the run depends on; a checkpoint of another run is ignored.
         seed: What dropout is drawn from.
         progress: Called with ("train", step, steps, note).
+        checkpoint_seconds: Time between checkpoints; 0 writes one after every step.
 
     Raises:
         DataError: The loss is not finite.
     """
     loop = _Loop(objective, recipe, folder=folder, run=run, seed=seed)
     resumed_from = loop.resume()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[loop.device] if loop.device.type == "cuda" else []):
         while not loop.ended():
             loop.advance()
+            if loop.seconds_since_saved() >= checkpoint_seconds:
+                loop.save()
             progress("train", loop.state.step, loop.steps, loop.note())
     loop.finish()
     state = loop.state
@@ -128,6 +131,7 @@ class _Loop:
         self.folder = folder
         self.run = run
         self.seed = seed
+        self.device = next(iter(objective.parameters.values())).device
         self.steps = max(recipe.min_steps, recipe.epochs * objective.steps_per_epoch)
         self.state = RunState()
         self.best_weights = {name: p.detach().clone() for name, p in objective.parameters.items()}
@@ -141,7 +145,7 @@ class _Loop:
         return self.state.finished or self.state.step >= self.steps
 
     def advance(self) -> None:
-        """Take one step; validate and save when it is time."""
+        """Take one step; validate when it is time."""
         if not self.state.best:
             self._validate()
         self._step()
@@ -150,8 +154,6 @@ class _Loop:
             self._validate()
             if state.stale >= self.recipe.patience:
                 state.finished = True
-        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-            self.save()
 
     def _step(self) -> None:
         state = self.state
@@ -160,7 +162,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.train_mode()
-        with autocast(self.recipe.precision):
+        with autocast(self.recipe.precision, self.device.type):
             loss = self.objective.loss(state.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -175,11 +177,10 @@ class _Loop:
 
     def _validate(self) -> None:
         state = self.state
+        # First, for weights after a loss that is not finite cannot be measured.
+        loss = {"loss": self._mean_loss()} if self.losses else {}
         figures = self.objective.validate()
-        line = {"step": state.step, "seconds": round(self._seconds(), 3), **figures}
-        if self.losses:
-            line["loss"] = self._mean_loss()
-        self.lines.append(line)
+        self.lines.append({"step": state.step, **figures, **loss})
         write_log(self.folder / LOG_FILE, self.lines)
         if not state.best or rank_key(figures) > rank_key(state.best):
             state.best, state.best_step, state.stale = figures, state.step, 0
@@ -205,6 +206,10 @@ class _Loop:
         """Return what the progress bar says."""
         best = self.state.best.get("recall", 0.0)
         return f"best recall@1 {best:.3f} at step {self.state.best_step}"
+
+    def seconds_since_saved(self) -> float:
+        """Return the age of the last checkpoint, or of the run."""
+        return time.monotonic() - self._saved
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._began
@@ -237,7 +242,7 @@ class _Loop:
         self.state = RunState(**header["state"])
         self.lines = header["lines"]
         count = sum(name.startswith("losses.") for name in tensors)
-        self.losses = [tensors[f"losses.{index}"] for index in range(count)]
+        self.losses = [tensors[f"losses.{index}"].to(self.device) for index in range(count)]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
@@ -292,11 +297,11 @@ def step_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
     """Return the context a training step computes in."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+    return torch.autocast(device, dtype=torch.bfloat16)
 
 
 def write_log(path: Path, lines: list[dict[str, Any]]) -> None:

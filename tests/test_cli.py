@@ -1,0 +1,483 @@
+"""The command line as scripts meet it: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from modalign.cli import COMMANDS, main
+from modalign.recipes import RECIPES, SHARED_FIELDS, OneEncoderRecipe
+from vector_spaces import SIZES, STEPS, contents, flip_bit, spec, write_table, write_world
+
+Run = Callable[..., tuple[int, str, str]]
+DIRECTION_KEYS = {
+    "from", "to", "queries", "gallery", "recall_at_1", "recall_at_5", "recall_at_10",
+    "median_rank", "mean_reciprocal_rank", "interval_95",
+}  # fmt: skip
+STAGE_KEYS = {"space", "stage", "trainable_parameters", "encoded", "seconds", "validation"}
+FIELDS = {item.name: item for item in dataclasses.fields(OneEncoderRecipe)}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process; return its status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def printed(run: Run) -> Callable[..., dict[str, Any]]:
+    """Call a command with --json, which must succeed; return the one object on stdout."""
+
+    def call(*arguments: object) -> dict[str, Any]:
+        status, out, err = run(*arguments, "--json")
+        assert (status, err) == (0, "")
+        value: dict[str, Any] = json.loads(out)
+        return value
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A world, a space of image, text and audio, and a gallery of images, by command line."""
+    root = tmp_path_factory.mktemp("made")
+    world = write_world(root / "world")
+    space, gallery = root / "space", root / "gallery"
+    cache = ["--cache", root / "cache"]
+    calls = [
+        ["align", world / "pairs.csv", *named(world, "image", "text"), "--out", space, *SIZES],
+        ["add", space, world / "pairs.csv", *named(world, "audio"), "--anchor", "text", *STEPS],
+        ["embed", space, world / "pairs.csv", "--modality", "image", "--out", gallery],
+    ]
+    for call in calls:
+        assert main([str(argument) for argument in [*call, *cache]]) == 0
+    return {"root": root, "world": world, "space": space, "gallery": gallery, "cache": cache}
+
+
+def named(world: Path, *modalities: str) -> list[str]:
+    """Return --encoder options for some modalities."""
+    return [
+        text
+        for modality in modalities
+        for text in ("--encoder", f"{modality}={spec(world, modality)}")
+    ]
+
+
+def in_a_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "modalign", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")},
+        timeout=120,
+        **options,
+    )
+
+
+# Help -------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_keeps_the_lines_of_the_example(run: Run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert "\n  modalign embed space photos/ --modality image --out gallery\n" in out
+    assert "\\b" not in out
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_says_what_it_does(run: Run, command: str):
+    status, out, err = run(command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: modalign {command} [OPTIONS]")
+    first_line = out.split("\n")[2].strip()
+    assert first_line.rstrip(".") and COMMANDS[command][1].startswith(first_line[:20])
+    assert "--json" in out
+
+
+def test_every_recipe_field_is_a_flag_whose_help_says_the_default(run: Run):
+    _, out, _ = run("align", "--help")
+    words = " ".join(out.split())
+    for name, item in FIELDS.items():
+        assert f"--{name.replace('_', '-')} " in words
+        shown = {True: "on", False: "off"}.get(item.default, item.default)
+        assert f"{' '.join(item.metadata['help'].split())}. [default: {shown}]" in words
+
+
+def test_add_offers_only_what_a_later_stage_can_change(run: Run):
+    _, out, _ = run("add", "--help")
+    for name in FIELDS:
+        shown = f"--{name.replace('_', '-')} " in out
+        assert shown == (name not in SHARED_FIELDS), name
+
+
+def test_version_and_module_say_the_same_in_a_process():
+    done = in_a_process("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("modalign, version ")
+
+
+# What --json prints -----------------------------------------------------------------------
+
+
+def test_align_prints_the_new_stage(made: dict[str, Any], printed: Any, tmp_path: Path):
+    shown = printed(
+        "align", made["world"] / "pairs.csv", *named(made["world"], "image", "text"),
+        "--out", tmp_path / "deep" / "space", "--cache", tmp_path / "cache", *SIZES,
+    )  # fmt: skip
+    assert shown.keys() >= STAGE_KEYS
+    assert shown["encoded"] == {"image": 160, "text": 160}
+    assert {"encode image", "encode text", "train"} <= shown["seconds"].keys()
+    assert all(entry.keys() >= DIRECTION_KEYS for entry in shown["validation"]["directions"])
+
+
+def test_add_prints_the_new_stage_and_encodes_only_what_is_new(
+    made: dict[str, Any], printed: Any, tmp_path: Path
+):
+    space = tmp_path / "space"
+    in_space = ["--out", space, *made["cache"]]
+    pairs = made["world"] / "pairs.csv"
+    printed("align", pairs, *named(made["world"], "image", "text"), *SIZES, *in_space)
+    shown = printed(
+        "add", space, pairs, *named(made["world"], "sensor"), "--anchor", "image", *STEPS,
+        *made["cache"],
+    )  # fmt: skip
+    assert shown.keys() >= STAGE_KEYS
+    assert (shown["stage"], shown["encoded"]) == ("1-sensor", {"sensor": 160, "image": 0})
+    # Any name is a modality, and is asked for by --query.
+    printed("embed", space, pairs, "--modality", "image", "--out", tmp_path / "g", *made["cache"])
+    hits = printed("search", space, tmp_path / "g", "--query", "sensor=s7", "-k", "5")["hits"]
+    assert "i7" in [hit["id"] for hit in hits]
+
+
+def test_embed_prints_the_gallery(made: dict[str, Any], printed: Any, tmp_path: Path):
+    shown = printed(
+        "embed", made["space"], made["world"] / "pairs.csv", "--modality", "audio",
+        "--out", tmp_path / "not" / "there" / "yet", *made["cache"],
+    )  # fmt: skip
+    assert shown == {
+        "gallery": str(tmp_path / "not" / "there" / "yet"),
+        "modality": "audio",
+        "rows": 160,
+        "width": 32,
+        "encoded": {"audio": 0},
+        "skipped": [],
+    }
+
+
+def test_search_prints_hits_the_most_similar_first(made: dict[str, Any], printed: Any):
+    shown = printed("search", made["space"], made["gallery"], "--text", "t11", "-k", "4")
+    assert (shown["from"], shown["to"]) == ("text", "image")
+    assert len(shown["hits"]) == 4
+    assert all(hit.keys() == {"id", "similarity", "value"} for hit in shown["hits"])
+    similarity = [hit["similarity"] for hit in shown["hits"]]
+    assert similarity == sorted(similarity, reverse=True)
+    assert "i11" in [hit["id"] for hit in shown["hits"]]
+
+
+def test_evaluate_prints_every_direction_the_never_paired_too(made: dict[str, Any], printed: Any):
+    pairs = made["world"] / "pairs.csv"
+    shown = printed("evaluate", made["space"], pairs, *made["cache"])
+    found = {(entry["from"], entry["to"]) for entry in shown["directions"]}
+    assert len(shown["directions"]) == len(found) == 6
+    assert ("audio", "image") in found
+    assert all(entry.keys() >= DIRECTION_KEYS for entry in shown["directions"])
+    one = printed(
+        "evaluate", made["space"], pairs, "--from", "text", "--to", "image", *made["cache"]
+    )
+    assert [(d["from"], d["to"]) for d in one["directions"]] == [("text", "image")]
+
+
+def test_verify_prints_stages_and_galleries_and_exits_1_where_a_bit_moved(
+    made: dict[str, Any], printed: Any, run: Run, tmp_path: Path
+):
+    shown = printed("verify", made["space"], "--gallery", made["gallery"])
+    assert shown["ok"]
+    assert [stage["name"] for stage in shown["stages"]] == ["0-image+text", "1-audio"]
+    assert [gallery["rows"] for gallery in shown["galleries"]] == [160]
+    shutil_copy(made["gallery"], tmp_path / "gallery")
+    flip_bit(tmp_path / "gallery" / "vectors.npy")
+    status, out, _ = run("verify", made["space"], "--gallery", tmp_path / "gallery", "--json")
+    assert status == 1
+    assert json.loads(out)["ok"] is False
+    status, out, _ = run("verify", made["space"], "--gallery", tmp_path / "gallery")
+    assert status == 1
+    assert f"gallery {tmp_path / 'gallery'}: CHANGED" in out
+
+
+def shutil_copy(source: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(source, target)
+
+
+def test_encode_prints_what_it_did_and_does_it_once(
+    made: dict[str, Any], printed: Any, tmp_path: Path
+):
+    call = [
+        "encode", made["world"] / "pairs.csv", *named(made["world"], "video"),
+        "--cache", tmp_path / "cache",
+    ]  # fmt: skip
+    first, again = printed(*call), printed(*call)
+    assert first["features"]["video"].keys() == {"items", "encoded", "skipped", "store", "seconds"}
+    assert [part["features"]["video"]["encoded"] for part in (first, again)] == [160, 0]
+
+
+def test_facts_are_printed_as_json(printed: Any):
+    names = [adapter["name"] for adapter in printed("encoders")["encoders"]]
+    assert {"builtin", "hub", "onnx", "vectors"} <= set(names)
+    recipes = {entry["name"]: entry["fields"] for entry in printed("recipes")["recipes"]}
+    assert recipes.keys() == RECIPES.keys()
+    assert recipes["oneencoder"].keys() == FIELDS.keys()
+
+
+def test_a_process_with_json_prints_nothing_else_on_stdout(made: dict[str, Any], tmp_path: Path):
+    done = in_a_process(
+        "align", "pairs.csv", *named(Path(), "image", "text"),
+        "--out", tmp_path / "space", "--json", "--threads", "1", *made["cache"], *SIZES,
+        cwd=made["world"],
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["stage"] == "0-image+text"
+    # The encoders' files were named from that folder; the space is used from this one.
+    done = in_a_process("search", tmp_path / "space", made["gallery"], "--text", "t1")
+    assert done.returncode == 2
+    assert "made with other weights" in done.stderr
+
+
+# Columns, splits, skipped items ------------------------------------------------------------
+
+
+def test_columns_are_renamed_and_the_split_column_left_out(
+    made: dict[str, Any], printed: Any, run: Run, tmp_path: Path
+):
+    rows = [[f"i{row}", f"t{row}", "somewhere"] for row in range(160)]
+    pairs = write_table(tmp_path / "pairs.csv", ["photo", "words", "split"], rows)
+    call = [
+        "align", pairs, *named(made["world"], "image", "text"), "--column", "image=photo",
+        "--column", "text=words", "--out", tmp_path / "space", *made["cache"], *SIZES,
+    ]  # fmt: skip
+    status, _, err = run(*call)
+    assert status == 1
+    assert "split 'somewhere' is unknown" in err
+    assert "--column split=" in err
+    assert printed(*call, "--column", "split=")["stage"] == "0-image+text"
+
+
+def test_a_broken_item_ends_the_job_or_is_listed(made: dict[str, Any], run: Run, tmp_path: Path):
+    rows = [[f"i{row}", f"t{row}"] for row in [*range(40), 4000]]
+    pairs = write_table(tmp_path / "pairs.csv", ["image", "text"], rows)
+    call = [
+        "align", pairs, *named(made["world"], "image", "text"), "--out", tmp_path / "space",
+        "--cache", tmp_path / "cache", *SIZES,
+    ]  # fmt: skip
+    status, out, err = run(*call)
+    assert (status, out) == (1, "")
+    assert "pairs.csv, row 41" in err
+    assert "--on-error skip" in err
+    status, out, err = run(*call, "--on-error", "skip", "--json")
+    assert status == 0
+    (first, second) = json.loads(out)["skipped"]
+    assert {first["value"], second["value"]} == {"i4000", "t4000"}
+    call = [
+        "evaluate",
+        tmp_path / "space",
+        pairs,
+        "--on-error",
+        "skip",
+        "--cache",
+        tmp_path / "cache",
+    ]
+    status, out, err = run(*call)
+    assert status == 0
+    assert "skipped 2 items:" in err
+    status, out, err = run(*call, "--json")
+    assert len(json.loads(out)["skipped"]) == 2
+
+
+def test_a_folder_of_pictures_is_embedded_and_its_broken_ones_listed(
+    printed: Any, run: Run, tmp_path: Path
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (32, 32), (20 * number, 90, 200 - 10 * number)).save(
+            folder / f"{number}.png"
+        )
+    rows = [[f"photos/{number}.png", f"picture {number}"] for number in range(12)]
+    pairs = write_table(tmp_path / "pairs.csv", ["image", "text"], rows)
+    printed(
+        "align", pairs, "--encoder", "image=builtin:pixels", "--encoder", "text=builtin:ngrams",
+        "--out", tmp_path / "space", "--cache", tmp_path / "cache", *SIZES,
+    )  # fmt: skip
+    (folder / "bad.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    call = [
+        "embed",
+        tmp_path / "space",
+        folder,
+        "--modality",
+        "image",
+        "--cache",
+        tmp_path / "cache",
+    ]
+    status, _, err = run(*call, "--out", tmp_path / "g1")
+    assert status == 1
+    assert "photos/bad.png" in err
+    shown = printed(*call, "--out", tmp_path / "g2", "--on-error", "skip")
+    assert shown["rows"] == 12
+    assert [item["where"] for item in shown["skipped"]] == ["photos/bad.png"]
+    status, out, _ = run(
+        "search", tmp_path / "space", tmp_path / "g2", "--image", folder / "3.png", "-k", 1
+    )
+    assert (status, out.split()[2]) == (0, "3.png")
+
+
+# Calls that must change --------------------------------------------------------------------
+
+
+def refused(run: Run, *arguments: object, status: int = 2) -> str:
+    """Call a command that must fail with one line on stderr; return the line."""
+    found, out, err = run(*arguments)
+    assert (found, out) == (status, ""), err
+    assert err.startswith("modalign: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["aling"], "No such command 'aling'; see `modalign --help`"),
+        (["align"], "Missing argument 'PAIRS'; see `modalign align --help`"),
+        (["align", "pairs.csv", "--out", "x", "--wide", "3"], "No such option"),
+        (["align", "pairs.csv", "--out", "x"], "no --encoder is given, expected"),
+        (
+            ["align", "pairs.csv", "--out", "x", "--recipe", "best"],
+            "known: oneencoder, oneencoder-paper",
+        ),
+        (
+            ["align", "pairs.csv", "--out", "x", "--fusion", "glue"],
+            "known: addition, additive, conc",
+        ),
+        (["align", "pairs.csv", "--out", "x", "--precision", "int4"], "known: bfloat16, float32"),
+        (["align", "pairs.csv", "--out", "x", "--width", "30"], "expected a multiple of heads, 4"),
+        (
+            ["align", "pairs.csv", "--out", "x", "--learning-rate", "inf"],
+            "expected more than 0, finite",
+        ),
+        (["align", "pairs.csv", "--out", "x", "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (
+            ["align", "pairs.csv", "--out", "x", "--device", "abacus"],
+            "--device abacus: cannot be used",
+        ),
+        (["align", "pairs.csv", "--out", "x", "--encoder", "image"], "expected NAME=VALUE"),
+        (
+            ["align", "pairs.csv", "--out", "x", "--encoder", "image=cnn:a"],
+            "known: builtin, hub, onnx",
+        ),
+    ],
+)
+def test_a_wrong_call_is_one_line_with_the_way_out(run: Run, arguments: list[str], words: str):
+    assert words in refused(run, *arguments)
+
+
+def test_a_call_without_a_command_shows_the_help(run: Run):
+    status, out, err = run()
+    assert (status, out) == (2, "")
+    assert "Commands:" in err
+
+
+@pytest.mark.parametrize(
+    ("space", "gallery", "words"),
+    [
+        ("gallery", "gallery", "is a gallery, expected the space it was made with"),
+        ("space", "space", "is a space, expected a gallery"),
+        ("none", "gallery", "there is no such folder"),
+        ("space", "none", "no gallery here"),
+        ("world", "gallery", "no space here (there is no space.json)"),
+    ],
+)
+def test_a_folder_of_the_wrong_kind_is_told(
+    made: dict[str, Any], run: Run, space: str, gallery: str, words: str
+):
+    folders = {**made, "none": made["root"] / "none"}
+    assert words in refused(run, "search", folders[space], folders[gallery], "--text", "t1")
+
+
+@pytest.mark.parametrize(
+    ("queries", "words"),
+    [
+        (["--text", "t1", "--image", "i1"], "2 queries are given, expected one"),
+        ([], "0 queries are given, expected one"),
+        (["--query", "smell=x"], "modality 'smell' is unknown; known: audio, image, text"),
+        (["--text", "t1", "-k", "0"], "'-k': 0 is not in the range"),
+    ],
+)
+def test_search_wants_one_query_of_a_known_modality(
+    made: dict[str, Any], run: Run, queries: list[str], words: str
+):
+    assert words in refused(run, "search", made["space"], made["gallery"], *queries)
+
+
+def test_a_query_that_is_not_there_is_named(made: dict[str, Any], run: Run):
+    line = refused(run, "search", made["space"], made["gallery"], "--text", "t999", status=1)
+    assert "t999: no vector has this id" in line
+
+
+def test_add_says_what_is_wrong_with_the_modality_or_the_anchor(made: dict[str, Any], run: Run):
+    pairs, before = made["world"] / "pairs.csv", contents(made["space"])
+    add = ["add", made["space"], pairs, *made["cache"]]
+    assert "all that are given are there already; it has image, text, audio" in refused(
+        run, *add, *named(made["world"], "audio")
+    )
+    video = named(made["world"], "video")
+    assert "anchor 'smell' is unknown; known: audio, image, text" in refused(
+        run, *add, *video, "--anchor", "smell"
+    )
+    assert "say which with --anchor" in refused(run, *add, *video)
+    assert "width is 64, this space's first stage has 32" in refused(
+        run, *add, *video, "--anchor", "text", "--width", "64"
+    )
+    assert contents(made["space"]) == before
+
+
+def test_evaluate_says_which_modality_or_split_is_wrong(made: dict[str, Any], run: Run):
+    call = ["evaluate", made["space"], made["world"] / "pairs.csv", *made["cache"]]
+    assert "modality 'smell' is unknown" in refused(run, *call, "--from", "smell")
+    assert "split test has no rows; there are 144 train, 16 validation" in refused(
+        run, *call, "--split", "test"
+    )
+
+
+def test_what_is_there_is_not_written_over(made: dict[str, Any], run: Run):
+    pairs, before = made["world"] / "pairs.csv", contents(made["root"])
+    encoders = named(made["world"], "image", "text")
+    assert "a space is there already" in refused(
+        run, "align", pairs, *encoders, "--out", made["space"]
+    )
+    assert "is there already" in refused(
+        run, "embed", made["space"], pairs, "--modality", "image", "--out", made["gallery"]
+    )
+    assert "holds other files" in refused(run, "align", pairs, *encoders, "--out", made["world"])
+    assert contents(made["root"]) == before
+
+
+def test_debug_shows_where_an_error_comes_from(made: dict[str, Any]):
+    with pytest.raises(ValueError, match="no space here"):
+        main(["verify", str(made["world"]), "--debug"])
