@@ -24,6 +24,7 @@ from modalign.evaluation import Direction
 from modalign.features.encoding import Progress, no_progress
 from modalign.gallery import Gallery
 from modalign.pairs import Pairs, read_pairs
+from modalign.recipes import OneEncoderRecipe, named_recipe
 from modalign.report import Hit, Report, SearchExample, Shown, StageSummary, write_report
 from modalign.space import Space, align, load_space
 from modalign.space.space import every_direction, summary
@@ -42,8 +43,9 @@ ADDED = (("sounds", "audio"), ("clips", "video"))
 EXAMPLES = 3
 ANSWERS = 3
 SETTINGS_FILE = "demo.json"
-# As many scenes as tell the story within 90 seconds on two cores.
-SIZES = WorldSizes(pictures=1200, sounds=700, clips=700, test=150)
+# As many scenes and steps as tell the story within 90 seconds on two cores.
+RECIPE = named_recipe("oneencoder").changed({"min_steps": 240})
+SIZES = WorldSizes(pictures=1000, sounds=600, clips=600, test=120)
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Demo:
         folder: Where everything lies.
         sizes: Scenes in each table.
         seed: Of the world and of training.
+        recipe: Of training.
         progress: Told of long work.
         seconds: Wall time of each step of this run.
     """
@@ -61,6 +64,7 @@ class Demo:
     folder: Path
     sizes: WorldSizes = SIZES
     seed: int = 0
+    recipe: OneEncoderRecipe = RECIPE
     progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -96,6 +100,7 @@ class Demo:
             read_pairs(world.pictures, ["image", "text"]),
             {name: encoders[name] for name in ("image", "text")},
             out=folder,
+            recipe=self.recipe,
             seed=self.seed,
             cache=self.cache,
             progress=self.progress,
@@ -199,7 +204,12 @@ def run_demo(demo: Demo) -> DemoResult:
 
 def check_settings(demo: Demo) -> None:
     """Note what the demo is made with; refuse a folder made with something else."""
-    settings = {"seed": demo.seed, "scenes": vars(demo.sizes), "encoders": ENCODERS}
+    settings = {
+        "seed": demo.seed,
+        "scenes": vars(demo.sizes),
+        "recipe": demo.recipe.as_json(),
+        "encoders": ENCODERS,
+    }
     path = demo.folder / SETTINGS_FILE
     if path.exists():
         if read_json(path) != settings:
@@ -316,7 +326,7 @@ def commands(space: str, folder: str) -> tuple[str, ...]:
     return (
         "# search the pictures by words, then by a sound",
         f'modalign search {space} {image} --text "two red stars in the top left" -k 3',
-        f"modalign search {space} {image} --audio {folder}/world/sounds/1200.wav -k 3",
+        f"modalign search {space} {image} --audio {folder}/world/sounds/1000.wav -k 3",
         "# prove that nothing stored has changed",
         f"modalign verify {space} --gallery {image}",
         "# your own pairs",

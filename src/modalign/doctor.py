@@ -95,7 +95,7 @@ def _cache(folder: Path) -> Finding:
     there = next(path for path in [folder, *folder.parents] if path.exists())
     free = shutil.disk_usage(there).free
     found = f"{folder}, {free / 2**30:.1f} GiB free"
-    if not os.access(there, os.W_OK):
+    if not (there.is_dir() and os.access(there, os.W_OK)):
         return Finding("cache", found, False, "it cannot be written; set MODALIGN_CACHE")
     if free < FREE_BYTES:
         return Finding("cache", found, False, "the disk is nearly full; free some space")

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -29,6 +30,10 @@ COMMANDS = {
 }
 
 
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The user has pressed Ctrl-C."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
@@ -43,6 +48,13 @@ class LazyGroup(click.Group):
         command = getattr(import_module(f"modalign.cli.{COMMANDS[name][0]}"), name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click would write an empty line where it is interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list without importing what is listed."""
@@ -90,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (Interrupted, KeyboardInterrupt, click.Abort):
         return fail("interrupted; finished work is kept, run the same command again to go on", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

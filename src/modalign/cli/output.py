@@ -74,7 +74,8 @@ def print_skipped(skipped: Sequence[dict[str, Any]]) -> None:
     """Say on stderr what was left out."""
     if not skipped:
         return
-    click.echo(f"skipped {len(skipped)} items:", err=True)
+    noun = "item" if len(skipped) == 1 else "items"
+    click.echo(f"skipped {len(skipped)} {noun}:", err=True)
     for entry in skipped[:SKIPPED_SHOWN]:
         click.echo(f"  {entry['where']}: {entry['reason']}", err=True)
     if len(skipped) > SKIPPED_SHOWN:

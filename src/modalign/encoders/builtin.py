@@ -249,10 +249,12 @@ def _paints(colours: np.ndarray) -> np.ndarray:
     Source:
         Smith 1978, "Color gamut transform pairs": the hexcone's hue. Differs: shared softly.
     """
-    largest, smallest = colours.max(axis=-1), colours.min(axis=-1)
+    # Channel by channel: numpy reduces a last axis of three ten times slower.
+    red, green, blue = np.ascontiguousarray(np.moveaxis(colours, -1, 0))
+    largest = np.maximum(np.maximum(red, green), blue)
+    smallest = np.minimum(np.minimum(red, green), blue)
     chroma = largest - smallest
     divisor = np.where(chroma > 0, chroma, 1)
-    red, green, blue = np.moveaxis(colours, -1, 0)
     hue = np.select(
         [largest == red, largest == green],
         [(green - blue) / divisor, (blue - red) / divisor + 2],
@@ -307,7 +309,7 @@ def _cell_means(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Return the mean of each cell: [S, S, C] -> [h, w, C]."""
     (height, width), (rows, columns) = values.shape[:2], grid
     cells = values.reshape(rows, height // rows, columns, width // columns, -1)
-    means: np.ndarray = cells.mean(axis=(1, 3))
+    means: np.ndarray = cells.mean(axis=1).mean(axis=2)
     return means
 
 

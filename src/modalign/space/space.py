@@ -153,15 +153,18 @@ class Space:
         Args:
             modality: One of `modalities`.
             items: Texts, paths or keys, as its encoder reads.
-            exact: Same bits in any company; else within 1e-5 and faster for a single query.
+            exact: Same bits in any company, those of a gallery but for its float16; else within
+                1e-5 in any company, and faster for a single query.
 
         Returns:
             Unit vectors, float32 [N, D].
         """
         features = self.encoder(modality).encode(items, exact=exact)
-        # Stored features are float16: a query is rounded the same way.
-        stored = Features(features.values.astype(np.float16), features.mask)
-        return self.embed_features(modality, stored)
+        if exact:
+            # Stored features are float16. Else nothing is rounded: it would make of the last bit,
+            # which company decides, one that shows.
+            features = Features(features.values.astype(np.float16), features.mask)
+        return self.embed_features(modality, features)
 
     def gallery(self, modality: str, features: Features | np.ndarray) -> np.ndarray:
         """Return what is stored of a modality: its embeddings, float32 [N, D]."""
@@ -176,7 +179,7 @@ class Space:
         self,
         items: Items,
         *,
-        out: Path,
+        out: Path | str,
         cache: Path | None = None,
         skip_errors: bool = False,
         replace: bool = False,
@@ -197,6 +200,7 @@ class Space:
         """
         modality = items.modality
         encoder = self.encoder(modality)
+        out = Path(out)
         # Said before the work, not after it.
         check_free(out, replace=replace)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -407,7 +411,7 @@ class Space:
             )
         return results
 
-    def verify(self, galleries: Iterable[Path] = ()) -> dict[str, Any]:
+    def verify(self, galleries: Iterable[Path | str] = ()) -> dict[str, Any]:
         """Prove that nothing has moved: re-hash every stage, every gallery, every path.
 
         Args:
@@ -418,8 +422,9 @@ class Space:
         """
         return verify_space(self.folder, galleries)
 
-    def save(self, folder: Path) -> Space:
+    def save(self, folder: Path | str) -> Space:
         """Copy the space to another folder, which must not exist yet, and return the copy."""
+        folder = Path(folder)
         if folder.exists():
             raise UsageError(f"{folder}: is there already; choose another folder", folder=folder)
         temporary = folder.with_name(f"{folder.name}.copying")
@@ -500,14 +505,14 @@ def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEnco
     return model.eval().to(device)
 
 
-def verify_space(folder: Path, galleries: Iterable[Path] = ()) -> dict[str, Any]:
+def verify_space(folder: Path, galleries: Iterable[Path | str] = ()) -> dict[str, Any]:
     """Re-hash what a space and some galleries hold; see `Space.verify`."""
     problems = stage_problems(folder, read_header(folder))
     # Where a stage is broken, of the galleries only the files can be proved.
     paths: dict[str, str] | None = None
     if not any(problems.values()):
         paths = rehashed_paths(load_space(folder), problems)
-    checked = [gallery_report(path, paths) for path in galleries]
+    checked = [gallery_report(Path(path), paths) for path in galleries]
     stages = [{"name": n, "ok": not found, "problems": found} for n, found in problems.items()]
     ok = all(entry["ok"] for entry in [*stages, *checked])
     return {"ok": ok, "stages": stages, "galleries": checked}
