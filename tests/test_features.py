@@ -406,7 +406,7 @@ def test_a_manifest_of_another_kind_is_named(stored, value):
 def test_a_broken_item_ends_the_job_and_is_named(tmp_path):
     with pytest.raises(
         DataError,
-        match=r"notes\.csv row 3 \(line 4\): broken2: has no letters; mend it, or skip broken "
+        match=r"notes\.csv row 3 \(line 4\): broken2: has no letters, or skip broken "
         "items with --on-error skip",
     ):
         encode_items(texts("a", "b", "broken2", "c"), Noted(), cache=tmp_path)

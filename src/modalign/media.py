@@ -584,7 +584,7 @@ class _Opened:
     name: str
 
     def unfit(self, what: str, expected: str, way_out: str = "") -> DataError:
-        way_out = way_out or "replace the file, or skip it with --on-error skip"
+        way_out = way_out or "replace the file"
         return DataError(f"{self.name}: {what}, expected {expected}; {way_out}", file=self.name)
 
     def beyond(self, what: str, limit: str) -> DataError:

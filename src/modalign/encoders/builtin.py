@@ -346,8 +346,7 @@ class Ngrams(BuiltinEncoder):
         words = WORD.findall(unicodedata.normalize("NFKC", text).lower())
         if not words:
             raise DataError(
-                "a text is empty, expected at least one word; fill it in, or skip the item with "
-                "--on-error skip",
+                "a text is empty, expected at least one word; fill it in",
                 value=text,
             )
         return words

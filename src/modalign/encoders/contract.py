@@ -237,8 +237,7 @@ class Encoder(ABC):
             index,
             DataError(
                 f"{shortened(value)}: encoder {self.spec} gave a feature that is {what}, expected "
-                f"finite values up to {LARGEST_STORED:.0f}; look at the item, or skip it with "
-                "--on-error skip",
+                f"finite values up to {LARGEST_STORED:.0f}; look at the item",
                 value=value,
             ),
         )

@@ -202,8 +202,7 @@ class PrecomputedVectors(Encoder):
             example = self._table.ids[0] if self._table.ids else "0"
             raise DataError(
                 f"{shortened(key)}: no vector has this id, expected one of the {count:,} ids of "
-                f"{self._path}, such as {shortened(example)!r}; add the vector, or skip the item "
-                "with --on-error skip",
+                f"{self._path}, such as {shortened(example)!r}; add the vector",
                 value=key,
                 file=str(self._path),
             )
@@ -216,7 +215,7 @@ class PrecomputedVectors(Encoder):
         what = f"reaches {largest:.4g}" if np.isfinite(largest) else "holds NaN or infinity"
         raise DataError(
             f"{shortened(key)}: its vector in {self._path} {what}, expected finite values up to "
-            f"{LARGEST_STORED:.0f}; mend the row, or skip the item with --on-error skip",
+            f"{LARGEST_STORED:.0f}; mend the row",
             value=key,
             file=str(self._path),
         )

@@ -214,7 +214,6 @@ def _placed(failure: Failure, items: Items) -> ModalignError:
     """Return the failure's error with the file and row the item came from."""
     error = failure.error
     return type(error)(
-        f"{items.where(failure.index)}: {error}; mend it, or skip broken items with "
-        "--on-error skip",
+        f"{items.where(failure.index)}: {error}, or skip broken items with --on-error skip",
         **error.details,
     )
