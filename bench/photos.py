@@ -128,7 +128,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path(data))
     parser.add_argument("--work", type=Path, default=Path("bench/output/photos"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=1000, help="training clips")
+    parser.add_argument("--clips", type=int, default=500, help="training clips")
     parser.add_argument("--recipe", default="oneencoder")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--photos-only", action="store_true", help="the first stage alone")

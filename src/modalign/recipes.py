@@ -36,10 +36,10 @@ class OneEncoderRecipe:
     Source: arXiv:2409.11059 and its public code. Differs: see `RECIPES`.
     """
 
-    width: int = _option(256, "D of the space")
+    width: int = _option(512, "D of the space")
     depth: int = _option(1, "transformer layers of the universal projection")
     heads: int = _option(4, "attention heads; width is a multiple")
-    feedforward: int = _option(2048, "width of the feed-forward")
+    feedforward: int = _option(512, "width of the feed-forward")
     fusion: str = _option(
         "addition",
         "how token and features are joined: addition, multiplication, concatenation, "
@@ -52,8 +52,8 @@ class OneEncoderRecipe:
     temperature: float = _option(0.05, "divisor of similarity in the loss, > 0")
     learn_temperature: bool = _option(True, "let the first stage train the temperature")
     batch_size: int = _option(256, "pairs a step")
-    epochs: int = _option(6, "passes over the pairs, at most")
-    min_steps: int = _option(400, "steps at least, where a pass over the pairs is short")
+    epochs: int = _option(4, "passes over the pairs, at most")
+    min_steps: int = _option(200, "steps at least, where a pass over the pairs is short")
     learning_rate: float = _option(1e-3, "largest learning rate of AdamW")
     weight_decay: float = _option(0.05, "decoupled weight decay of AdamW")
     schedule: Literal["one-cycle", "plateau"] = _option(
@@ -133,11 +133,13 @@ SHARED_FIELDS = ("width", "depth", "heads", "feedforward", "fusion", "temperatur
 RECIPES = {
     "oneencoder": (
         OneEncoderRecipe(),
-        "OneEncoder with what a few thousand pairs need: more dropout and decay, a learned "
-        "temperature, one cycle",
+        "OneEncoder for a few thousand pairs: wider with a slimmer feed-forward, feature dropout, "
+        "a learned temperature, one cycle",
     ),
     "oneencoder-paper": (
         OneEncoderRecipe(
+            width=256,
+            feedforward=2048,
             standardize=False,
             dropout=0.1,
             feature_dropout=0.0,
