@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def examine() -> list[Finding]:
 def _core_packages() -> list[str]:
     """Return the names modalign itself requires, without extras."""
     lines = [line for line in requires("modalign") or [] if "extra ==" not in line]
-    return [line.split(";")[0].split(">")[0].split("=")[0].strip() for line in lines]
+    return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
 
 
 def _package(name: str) -> Finding:

@@ -139,7 +139,7 @@ class Encoder(ABC):
             return Path(value).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{shortened(value)}: cannot be read ({error.strerror}); look at the path",
+                f"{value}: cannot be read ({error.strerror}); look at the path",
                 file=value,
             ) from error
 
@@ -232,11 +232,12 @@ class Encoder(ABC):
         largest = float(np.abs(feature.values).max(initial=0.0))
         if largest <= LARGEST_STORED:
             return feature
+        name = value if self.reads == "file" else shortened(value)
         what = "NaN or infinite" if not np.isfinite(largest) else f"as large as {largest:.4g}"
         return Failure(
             index,
             DataError(
-                f"{shortened(value)}: encoder {self.spec} gave a feature that is {what}, expected "
+                f"{name}: encoder {self.spec} gave a feature that is {what}, expected "
                 f"finite values up to {LARGEST_STORED:.0f}; look at the item",
                 value=value,
             ),
