@@ -230,7 +230,7 @@ def read_table(
         )
     return read_pairs(
         pairs,
-        {**columns, **{modality: columns.get(modality, modality) for modality in encoders}},
+        {**{modality: modality for modality in encoders}, **columns},
         reads={modality: encoder.reads for modality, encoder in encoders.items()},
         seed=options["seed"],
         validation=validation,
