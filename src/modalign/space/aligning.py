@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -377,7 +376,7 @@ def check_same_encoder(encoder: Encoder, stage: Mapping[str, Any], *, modality: 
     """Raise a MismatchError that names what differs unless it is the stage's encoder."""
     known = stage["encoders"][modality]
     if encoder.fingerprint != known["fingerprint"]:
-        names = differences(known["description"], json.loads(json.dumps(encoder.describe())))
+        names = differences(known["description"], encoder.describe())
         raise MismatchError(
             f"encoder {modality}={encoder.spec}: not the one this space was made with, "
             f"{known['spec']}; differs: {', '.join(names)}; give that encoder, or align again",
