@@ -96,11 +96,11 @@ def drawn_gallery(folder: Path, space: Space, options: argparse.Namespace) -> Ga
     return Gallery.write(
         folder,
         modality="image",
-        width=space.width,
+        width=space.gallery_width("image"),
         embedding=space.embedding_sha256("image"),
         encoder=space.encoder("image").fingerprint,
         ids=[str(row) for row in range(options.gallery)],
-        vectors=[rng.standard_normal((options.gallery, space.width), np.float32)],
+        vectors=[rng.standard_normal((options.gallery, space.gallery_width("image")), np.float32)],
     )
 
 

@@ -1,10 +1,11 @@
-"""One training step of the default connector, against the matrix-multiply peak of one thread.
+"""One training step of each default connector, against the matrix-multiply peak of one thread.
 
     python bench/step.py
 
-The step is what `modalign align` does for a batch: both modalities forward, the symmetric loss,
-backward, AdamW. Its matrix products are counted by torch from their shapes; the peak is the best
-of several products of the sizes in the step, in the same dtype, timed in turn with it.
+A step is what `modalign align` does for a batch: reading features, forward, loss, backward, AdamW;
+of Alt-MoE, whose directions take turns, the mean of both. Its matrix products are counted by torch
+from their shapes; the peak is the best of several products of the sizes in the step, in the same
+dtype, timed in turn with it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ from measuring import Figure, alternated, note
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from modalign.losses import info_nce
-from modalign.recipes import OneEncoderRecipe, named_recipe
-from modalign.space.aligning import build_model
+from modalign.encoders import Features
+from modalign.features.store import FeatureArray
+from modalign.recipes import Recipe, named_recipe
+from modalign.space.aligning import new_family
+from modalign.space.paired import PairedTables
 from modalign.training.loop import autocast, make_optimizer
 
-TARGET = 0.5
+# Recipe, precision, share of the peak to reach.
+STEPS = (
+    ("oneencoder", "float32", 0.5),
+    ("oneencoder", "bfloat16", 0.5),
+    ("alt-moe", "float32", 0.4),
+)
 WIDTHS = {"image": 1280, "text": 384}
 # A product takes at least this long in a round: short ones are repeated.
 PRODUCT_FLOPS = 2e9
@@ -39,26 +47,29 @@ def main() -> None:
     options = measuring.parser(__doc__)
     options.add_argument("--batch", type=int, default=512, help="pairs a step")
     options.add_argument("--rounds", type=int, default=15)
-    options.add_argument("--feedforward", type=int, default=2048, help="the recipe's is 2048")
+    options.add_argument("--width", type=int, help="by default the recipe's")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    figures = [step_share(precision, chosen) for precision in ("float32", "bfloat16")]
+    figures = [
+        step_share(recipe, precision, chosen, target=target) for recipe, precision, target in STEPS
+    ]
     measuring.print_figures("One training step, one thread", figures, chosen)
 
 
-def step_share(precision: str, options: argparse.Namespace) -> Figure:
+def step_share(name: str, precision: str, options: argparse.Namespace, *, target: float) -> Figure:
     """Return the share of the peak that a step reaches."""
-    note(f"step: {precision}")
-    recipe = named_recipe("oneencoder").changed(
-        {"precision": precision, "feedforward": options.feedforward}
+    note(f"step: {name}, {precision}")
+    sizes = {} if options.width is None else {"width": options.width}
+    recipe = named_recipe(name).changed(
+        {"precision": precision, "batch_size": options.batch, **sizes}
     )
     torch.manual_seed(options.seed)
-    step = training_step(recipe, batch=options.batch)
+    step = training_step(recipe)
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
     dtype = getattr(torch, precision)
-    shapes = product_shapes(options.batch, feedforward=options.feedforward)
+    shapes = product_shapes(options.batch, width=recipe.width)
     products = {f"{m}x{k}x{n}": product(m, k, n, dtype) for m, k, n in shapes}
     slow = measuring.timed(step) > SLOW_ROUND_SECONDS
     repeats = {name: 1 if slow else times for name, (_, _, times) in products.items()}
@@ -72,11 +83,11 @@ def step_share(precision: str, options: argparse.Namespace) -> Figure:
     rate = flops / median(seconds["step"])
     share = rate / rates[best]
     return Figure(
-        f"step, batch {options.batch}, {precision}",
-        f"{TARGET:.0%} of the peak",
+        f"{name}, step, batch {options.batch}, {precision}",
+        f"{target:.0%} of the peak",
         f"{share:.0%}: {median(seconds['step']) * 1e3:.0f} ms, {flops / 1e9:.1f} GFLOP, "
         f"{rate / 1e9:.1f} of {rates[best] / 1e9:.1f} GFLOP/s ({best})",
-        share >= TARGET,
+        share >= target,
         {
             "share": share,
             "step_flops": flops,
@@ -86,34 +97,37 @@ def step_share(precision: str, options: argparse.Namespace) -> Figure:
     )
 
 
-def training_step(recipe: OneEncoderRecipe, *, batch: int) -> Callable[[], None]:
-    """Return a function that trains the default connector by one step."""
-    model = build_model(WIDTHS, recipe).train()
-    parameters = dict(model.named_parameters())
-    log_temperature = torch.nn.Parameter(torch.tensor(recipe.temperature).log())
-    optimizer = make_optimizer({**parameters, "log_temperature": log_temperature}, recipe)
-    features = {name: torch.randn(batch, width) for name, width in WIDTHS.items()}
-    positives = torch.eye(batch, dtype=torch.bool)
+def training_step(recipe: Recipe) -> Callable[[], None]:
+    """Return a function that trains a first stage by one step a direction."""
+    rows = recipe.batch_size
+    pairs = torch.arange(rows).repeat(2, 1).T.numpy()
+    features = {name: torch.randn(rows, width).half().numpy() for name, width in WIDTHS.items()}
+    tables = {name: FeatureArray(Features(values)) for name, values in features.items()}
+    paired = PairedTables(*WIDTHS, tables, pairs)
+    family = new_family(recipe, device="cpu")
+    growth = family.growth(recipe, WIDTHS, anchor=None)
+    family.grow(recipe, growth)
+    objective = family.objective(recipe, growth, train=[paired], validation=[paired], seed=0)
+    optimizer = make_optimizer(objective.parameters, recipe)
+    objective.train_mode()
 
     def step() -> None:
-        with autocast(recipe.precision, "cpu"):
-            u, v = (model(name, values) for name, values in features.items())
-            loss = info_nce(u, v, positives, log_temperature.exp())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        for number in range(len(growth.directions) if recipe.family == "alt-moe" else 1):
+            with autocast(recipe.precision, "cpu"):
+                loss = objective.loss(number)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
 
     return step
 
 
-def product_shapes(batch: int, *, feedforward: int) -> list[tuple[int, int, int]]:
+def product_shapes(batch: int, *, width: int) -> list[tuple[int, int, int]]:
     """Return (m, k, n) of products like those in the step, and of a large square one."""
-    width = 256
     return [
-        (batch, width, feedforward),
-        (batch, feedforward, width),
         (batch, WIDTHS["image"], width),
         (batch, width, width),
+        (batch // 2, width, width),
         (1024, 1024, 1024),
     ]
 

@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {
-    "step": ["--batch", "8", "--rounds", "1", "--feedforward", "16"],
+    "step": ["--batch", "8", "--rounds", "1", "--width", "16"],
     "store": ["--data", "nowhere", "--rows", "5000", "--width", "8", "--rounds", "1"],
     "memory": ["--rows", "200", "--width", "8", "--validation", "0.1"],
     "bits": ["--data", "nowhere", "--rows", "3", "--items", "2"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from modalign.cli import COMMANDS, main
-from modalign.recipes import RECIPES, SHARED_FIELDS, OneEncoderRecipe
+from modalign.recipes import RECIPE_CLASSES, RECIPES, OneEncoderRecipe
 from vector_spaces import SIZES, STEPS, contents, flip_bit, spec, write_table, write_world
 
 Run = Callable[..., tuple[int, str, str]]
@@ -115,19 +116,24 @@ def test_every_recipe_field_is_a_flag_whose_help_says_the_default(run: Run):
     _, out, _ = run("align", "--help")
     # Without spaces: a line may break at any of them, and after a hyphen.
     text = "".join(out.split())
-    for name, item in FIELDS.items():
-        assert f"--{name.replace('_', '-')}" in text
-        shown = item.default
-        if isinstance(shown, bool):
-            shown = "on" if shown else "off"
-        assert "".join(f"{item.metadata['help']}.[default:{shown}]".split()) in text
+    for recipe in RECIPE_CLASSES:
+        for item in dataclasses.fields(recipe):
+            assert f"--{item.name.replace('_', '-')}" in text
+            shown = item.default
+            if isinstance(shown, bool):
+                shown = "on" if shown else "off"
+            words = re.escape("".join(f"{item.metadata['help']}.[default:".split()))
+            own = f"(({recipe.family})?|[^]]*;{recipe.family}|{recipe.family}(?=[^]]*;))"
+            assert re.search(rf"{words}{own}{re.escape(str(shown))}[;\]]", text), item.name
 
 
 def test_add_offers_only_what_a_later_stage_can_change(run: Run):
     _, out, _ = run("add", "--help")
-    for name in FIELDS:
-        shown = f"--{name.replace('_', '-')} " in out
-        assert shown == (name not in SHARED_FIELDS), name
+    names = {item.name for recipe in RECIPE_CLASSES for item in dataclasses.fields(recipe)}
+    for name in names:
+        having = [recipe for recipe in RECIPE_CLASSES if hasattr(recipe, name)]
+        shown = re.search(rf"--{name.replace('_', '-')}[ /]", out) is not None
+        assert shown == (not all(name in recipe.shared_fields for recipe in having)), name
 
 
 def test_version_and_module_say_the_same_in_a_process():
@@ -365,7 +371,7 @@ def refused(run: Run, *arguments: object, status: int = 2) -> str:
         (["align"], "Missing argument 'PAIRS'; see `modalign align --help`"),
         ([*ALIGN, "--wide", "3"], "No such option"),
         (ALIGN, "no --encoder is given, expected"),
-        ([*ALIGN, "--recipe", "best"], "known: oneencoder, oneencoder-paper"),
+        ([*ALIGN, "--recipe", "best"], "known: alt-moe, alt-moe-paper, one"),
         ([*ALIGN, "--fusion", "glue"], "known: addition, additive, concatenation"),
         ([*ALIGN, "--precision", "int4"], "known: bfloat16, float32"),
         ([*ALIGN, "--width", "30"], "expected a multiple of heads, 4"),

@@ -9,22 +9,30 @@ from typing import Any
 import pytest
 
 from modalign import UsageError
-from modalign.recipes import RECIPES, SHARED_FIELDS, OneEncoderRecipe, named_recipe
+from modalign.recipes import (
+    RECIPE_CLASSES,
+    RECIPES,
+    OneEncoderRecipe,
+    named_recipe,
+    recipe_from_json,
+)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_is_the_same_after_json(name: str):
     recipe = named_recipe(name)
-    assert OneEncoderRecipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
+    assert recipe_from_json(recipe.family, json.loads(json.dumps(recipe.as_json()))) == recipe
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(UsageError, match="recipe 'best' is unknown; known: oneencoder, "):
+    with pytest.raises(UsageError, match="recipe 'best' is unknown; known: alt-moe, "):
         named_recipe("best")
 
 
 def test_an_unknown_field_lists_the_known():
-    with pytest.raises(UsageError, match="recipe field 'depht' is unknown; known: batch_size"):
+    with pytest.raises(
+        UsageError, match="oneencoder recipe field 'depht' is unknown; known: batch_size"
+    ):
         OneEncoderRecipe().changed({"depht": 2})
 
 
@@ -34,10 +42,11 @@ def test_a_change_leaves_the_recipe_itself_alone():
     assert recipe.depth == 1
 
 
-def test_every_field_says_what_it_is_and_shared_ones_are_fields():
-    fields = {item.name: item for item in dataclasses.fields(OneEncoderRecipe)}
+@pytest.mark.parametrize("recipe", RECIPE_CLASSES)
+def test_every_field_says_what_it_is_and_shared_ones_are_fields(recipe):
+    fields = {item.name: item for item in dataclasses.fields(recipe)}
     assert all(item.metadata["help"] for item in fields.values())
-    assert set(SHARED_FIELDS) <= fields.keys()
+    assert set(recipe.shared_fields) | recipe.later_defaults.keys() <= fields.keys()
 
 
 def test_the_paper_recipe_has_the_figures_of_the_public_code():

@@ -276,8 +276,11 @@ def test_texts_embedded_alone_or_in_company_agree_and_exactly_to_the_bit(
 
 
 def test_no_items_give_no_vectors(space: Space):
-    assert space.embed("text", []).shape == (0, space.width)
-    assert space.embed_features("text", np.zeros((0, 16), np.float32)).shape == (0, space.width)
+    assert space.embed("text", []).shape == (0, space.gallery_width("text"))
+    assert space.embed_features("text", np.zeros((0, 16), np.float32)).shape == (
+        0,
+        space.gallery_width("text"),
+    )
 
 
 def test_features_of_another_width_are_refused(space: Space):
@@ -341,7 +344,7 @@ def test_an_encoder_whose_file_has_moved_is_given_anew(world: Path, cache: Path,
     with pytest.raises(DataError, match=r"its text encoder cannot be loaded.*--encoder text=SPEC"):
         space.embed("text", [key("text", 0)])
     space.use_encoder("text", encoder_of(tmp_path / "there", "text"))
-    assert space.embed("text", [key("text", 0)]).shape == (1, space.width)
+    assert space.embed("text", [key("text", 0)]).shape == (1, space.gallery_width("text"))
 
 
 def test_all_directions_are_measured_the_never_paired_too(space: Space, world: Path, cache: Path):

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.universal_projection import OneEncoder
 from modalign.encoders import Features
 from modalign.errors import DataError
 from modalign.features.store import FeatureArray
 from modalign.recipes import OneEncoderRecipe
-from modalign.space.aligning import build_entrance, build_model, counted
-from modalign.space.objectives import AddedObjective, JointObjective, PairedTables, embed_table
+from modalign.space.aligning import counted
+from modalign.space.families import Growth, send_table
+from modalign.space.paired import PairedTables
+from modalign.space.shared import AddedObjective, JointObjective, SharedSpace
 from modalign.storage import read_json_lines
 from modalign.training import FitResult, Objective, PairBatches, fit
 from modalign.training.batches import Partners
@@ -503,20 +504,23 @@ def splits(first: str, second: str) -> dict[str, Any]:
         "train": paired(first, second, start=0, count=60),
         "validation": paired(first, second, start=60, count=30),
         "seed": 0,
-        "device": "cpu",
     }
 
 
 def first_stage(recipe: OneEncoderRecipe = SMALL) -> JointObjective:
     torch.manual_seed(0)
-    model = build_model({"image": 10, "text": 8}, recipe)
-    return JointObjective(model, recipe=recipe, **splits("image", "text"))
+    family = SharedSpace(recipe)
+    both = (("image", "text"), ("text", "image"))
+    family.grow(recipe, Growth({"image": 10, "text": 8}, None, both))
+    family.remember(recipe.temperature)
+    return JointObjective(family, recipe=recipe, **splits("image", "text"))
 
 
-def later_stage(model: OneEncoder, recipe: OneEncoderRecipe = SMALL) -> AddedObjective:
+def later_stage(first: JointObjective, recipe: OneEncoderRecipe = SMALL) -> AddedObjective:
     torch.manual_seed(1)
-    model.entrances.append(build_entrance({"audio": 6}, recipe))
-    return AddedObjective(model, recipe=recipe, **splits("audio", "text"))
+    both = (("audio", "text"), ("text", "audio"))
+    first.family.grow(recipe, Growth({"audio": 6}, "text", both))
+    return AddedObjective(first.family, recipe=recipe, **splits("audio", "text"))
 
 
 def hashes(module: nn.Module) -> dict[str, str]:
@@ -548,8 +552,9 @@ def test_the_temperature_moves_only_where_it_is_learned(tmp_path, learned):
 
 
 def test_a_later_stage_moves_its_own_entrance_and_nothing_else(tmp_path):
-    model = first_stage().model
-    objective = later_stage(model)
+    first = first_stage()
+    model = first.model
+    objective = later_stage(first)
     before = hashes(model)
     fitted(objective, SMALL, tmp_path)
     after = hashes(model)
@@ -558,8 +563,9 @@ def test_a_later_stage_moves_its_own_entrance_and_nothing_else(tmp_path):
 
 
 def test_the_trained_parameters_of_a_later_stage_are_listed_and_counted():
-    model = first_stage().model
-    objective = later_stage(model)
+    first = first_stage()
+    model = first.model
+    objective = later_stage(first)
     sizes = {name: p.numel() for name, p in model.entrances[1].named_parameters()}
     assert counted(objective.parameters) == sizes
     wanting = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -567,8 +573,9 @@ def test_the_trained_parameters_of_a_later_stage_are_listed_and_counted():
 
 
 def test_all_that_is_frozen_is_in_eval_mode_during_a_step():
-    model = first_stage().model
-    objective = later_stage(model)
+    first = first_stage()
+    model = first.model
+    objective = later_stage(first)
     model.train()
     objective.train_mode()
     own = set(map(id, model.entrances[1].modules()))
@@ -576,9 +583,10 @@ def test_all_that_is_frozen_is_in_eval_mode_during_a_step():
 
 
 def test_the_frozen_bank_has_no_dropout_in_it():
-    model = first_stage().model
+    first = first_stage()
+    model = first.model
     model.train()
-    objective = later_stage(model)
+    objective = later_stage(first)
     table = objective.train.tables["text"]
     model.eval()
     with torch.no_grad():
@@ -586,13 +594,13 @@ def test_the_frozen_bank_has_no_dropout_in_it():
         expected = model("text", values, None)
     assert torch.allclose(objective.bank, expected, atol=1e-6)
     assert torch.equal(
-        objective.bank, torch.from_numpy(embed_table(model, "text", table, device="cpu"))
+        objective.bank, torch.from_numpy(send_table(first.family, ("embed", "text"), table))
     )
 
 
 def test_the_loss_of_a_later_stage_is_that_of_a_slow_twin():
     recipe = SMALL.changed({"dropout": 0.0, "feature_dropout": 0.0, "temperature": 0.3})
-    objective = later_stage(first_stage(recipe).model, recipe)
+    objective = later_stage(first_stage(recipe), recipe)
     objective.train_mode()
     batch = objective.batches.batch(3)
     u = objective.embed("audio", batch.first).detach().double().numpy()
@@ -617,10 +625,11 @@ def test_the_loss_of_a_later_stage_is_that_of_a_slow_twin():
 @pytest.mark.parametrize("at", [5, 11])
 def test_a_stage_goes_on_to_the_same_bits(tmp_path, precision, at):
     recipe = SMALL.changed({"precision": precision, "schedule": "plateau"})
-    model = first_stage(recipe).model
-    whole = later_stage(model, recipe)
+    first = first_stage(recipe)
+    model = first.model
+    whole = later_stage(first, recipe)
     fitted(whole, recipe, tmp_path / "whole")
-    again = first_stage(recipe).model
+    again = first_stage(recipe)
     with pytest.raises(Stop):
         fitted(
             later_stage(again, recipe),
@@ -629,9 +638,9 @@ def test_a_stage_goes_on_to_the_same_bits(tmp_path, precision, at):
             progress=stopping_at(at),
             checkpoint_seconds=0.0,
         )
-    third = first_stage(recipe).model
+    third = first_stage(recipe)
     assert fitted(later_stage(third, recipe), recipe, tmp_path / "broken").resumed_from == at
-    assert hashes(third) == hashes(model)
+    assert hashes(third.model) == hashes(model)
     assert (tmp_path / "broken" / "log.jsonl").read_bytes() == (
         tmp_path / "whole" / "log.jsonl"
     ).read_bytes()

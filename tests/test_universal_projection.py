@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from modalign.connectors.blocks import embed_in_blocks
+from modalign.connectors.blocks import map_in_blocks
 from modalign.connectors.universal_projection import (
     AlignmentLayer,
     Fusion,
@@ -25,6 +25,13 @@ FUSIONS = ["addition", "multiplication", "concatenation", "scaled_dot", "additiv
 
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def embed_in_blocks(model: OneEncoder, modality: str, features: Features) -> np.ndarray:
+    def way(values, mask):
+        return model(modality, values, mask)
+
+    return map_in_blocks(model, features, way=way)
 
 
 def small_model(fusion: str = "addition", *, depth: int = 1, token: str = "mlp") -> OneEncoder:
@@ -270,8 +277,8 @@ def test_a_row_without_a_valid_position_is_refused():
 
 def test_a_constant_dimension_is_centred_and_gives_no_nan():
     layer = AlignmentLayer(3, 4)
-    layer.fit_standardization(torch.tensor([5.0, 1.0, 0.0]), torch.tensor([0.0, 2.0, 1.0]))
+    layer.standardization.fit(torch.tensor([5.0, 1.0, 0.0]), torch.tensor([0.0, 2.0, 1.0]))
     assert torch.isfinite(layer(torch.tensor([[[5.0, 1.0, 0.0]]]))).all()
-    assert float(layer.deviation[0]) == pytest.approx(0.002)
-    layer.fit_standardization(torch.zeros(3), torch.zeros(3))
-    assert layer.deviation.tolist() == [1.0, 1.0, 1.0]
+    assert float(layer.standardization.deviation[0]) == pytest.approx(0.002)
+    layer.standardization.fit(torch.zeros(3), torch.zeros(3))
+    assert layer.standardization.deviation.tolist() == [1.0, 1.0, 1.0]

@@ -20,14 +20,14 @@ import torch
 
 from modalign.encoders import Encoder, load_encoder
 from modalign.errors import UsageError
-from modalign.evaluation import Direction
+from modalign.evaluation import Direction, every_direction
 from modalign.features.encoding import Progress, no_progress
 from modalign.gallery import Gallery
 from modalign.pairs import Pairs, read_pairs
-from modalign.recipes import OneEncoderRecipe, named_recipe
+from modalign.recipes import Recipe, named_recipe
 from modalign.report import Hit, Report, SearchExample, Shown, StageSummary, write_report
 from modalign.space import Space, align, load_space
-from modalign.space.space import every_direction, summary
+from modalign.space.space import summary
 from modalign.space.stages import SPACE_FILE, versions
 from modalign.storage import read_json, read_json_lines, write_json
 from modalign.worlds import World, WorldSizes, open_world, write_world
@@ -64,7 +64,7 @@ class Demo:
     folder: Path
     sizes: WorldSizes = SIZES
     seed: int = 0
-    recipe: OneEncoderRecipe = RECIPE
+    recipe: Recipe = RECIPE
     progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
 

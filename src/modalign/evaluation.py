@@ -6,7 +6,7 @@ which all vectors are equal scores 0. Every figure comes with the size of its ga
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -360,6 +360,12 @@ def evaluate_direction(
     """
     found = _some(retrieval_ranks(queries, gallery, positives))
     return direction_of(found, source=source, target=target, gallery=len(gallery), seed=seed)
+
+
+def every_direction(modalities: Iterable[str]) -> list[tuple[str, str]]:
+    """Return all ordered pairs of different modalities."""
+    names = list(modalities)
+    return [(a, b) for a in names for b in names if a != b]
 
 
 def direction_of(

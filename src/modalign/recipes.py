@@ -1,7 +1,8 @@
 """Recipes: every default of a run, in one frozen place.
 
 A recipe is saved whole with the stage it made, so that a run can be repeated from what it
-wrote, and the command line makes its flags from the fields.
+wrote, and the command line makes its flags from the fields. Each family of connectors has its
+own recipe; what the training loop needs is the same for all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from modalign.errors import UsageError, check_known
 
@@ -23,29 +24,27 @@ def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raise a UsageError unless value >= least."""
-    if value < least:
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raise a UsageError unless value >= least and finite."""
+    if not least <= value < math.inf:
         raise UsageError(f"{name} is {value}, expected {least} or more")
 
 
 @dataclass(frozen=True)
-class OneEncoderRecipe:
-    """OneEncoder's sizes, loss and optimisation.
+class Recipe:
+    """What every family's recipe holds: the width, dropout, temperature, and the loop's settings.
 
-    Source: arXiv:2409.11059 and its public code. Differs: see `RECIPES`.
+    Attributes:
+        family: Of connectors, as a stage records it.
+        shared_fields: What a later stage cannot change: it passes through the first stage.
+        later_defaults: What a later stage does not take over from the first.
     """
 
-    width: int = _option(512, "D of the space")
-    depth: int = _option(1, "transformer layers of the universal projection")
-    heads: int = _option(4, "attention heads; width is a multiple")
-    feedforward: int = _option(512, "width of the feed-forward")
-    fusion: str = _option(
-        "addition",
-        "how token and features are joined: addition, multiplication, concatenation, "
-        "scaled_dot, additive, general",
-    )
-    token: Literal["mlp", "direct"] = _option("mlp", "form of the modality token: mlp, direct")
+    family: ClassVar[str]
+    shared_fields: ClassVar[tuple[str, ...]]
+    later_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    width: int = _option(512, "D of the space; of a mixture, the width its experts work in")
     standardize: bool = _option(True, "standardise features with the training split's figures")
     dropout: float = _option(0.1, "share dropped inside the connector")
     feature_dropout: float = _option(0.5, "share of the features dropped")
@@ -72,10 +71,9 @@ class OneEncoderRecipe:
         Raises:
             UsageError: A value is out of range; the message names the field.
         """
-        for name in ("width", "depth", "heads", "feedforward", "batch_size", "epochs"):
+        for name in ("width", "batch_size", "epochs", "min_steps", "patience", "validate_steps"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("min_steps", "patience", "validate_steps", "validation_items"):
-            check_at_least(name, getattr(self, name), 1)
+        check_at_least("validation_items", self.validation_items, 1)
         for name in ("dropout", "feature_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
@@ -84,21 +82,15 @@ class OneEncoderRecipe:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected more than 0, finite")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay is {self.weight_decay}, expected 0 or more, finite")
-        if self.width % self.heads:
-            raise UsageError(
-                f"width is {self.width}, expected a multiple of heads, {self.heads}; change one"
-            )
         check_known(self.schedule, ["one-cycle", "plateau"], what="schedule")
         check_known(self.precision, ["float32", "bfloat16"], what="precision")
-        check_known(self.token, ["mlp", "direct"], what="token form")
-        check_known(self.fusion, FUSION_NAMES, what="fusion")
 
     def as_json(self) -> dict[str, Any]:
         """Return every field, as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> OneEncoderRecipe:
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Make a recipe from what `as_json` gave.
 
         Raises:
@@ -106,10 +98,10 @@ class OneEncoderRecipe:
         """
         known = {item.name for item in dataclasses.fields(cls)}
         for name in values:
-            check_known(name, known, what="recipe field")
+            check_known(name, known, what=f"{cls.family} recipe field")
         return cls(**values)
 
-    def changed(self, changes: Mapping[str, Any]) -> OneEncoderRecipe:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with some fields changed.
 
         Raises:
@@ -127,10 +119,137 @@ FUSION_NAMES = (
     "general",
 )
 
-# What a later stage cannot change: it passes through the first stage's projection.
-SHARED_FIELDS = ("width", "depth", "heads", "feedforward", "fusion", "temperature")
 
-RECIPES = {
+@dataclass(frozen=True)
+class OneEncoderRecipe(Recipe):
+    """OneEncoder's sizes, loss and optimisation.
+
+    Source: arXiv:2409.11059 and its public code. Differs: see `RECIPES`.
+    """
+
+    family: ClassVar[str] = "oneencoder"
+    shared_fields: ClassVar[tuple[str, ...]] = (
+        "width",
+        "depth",
+        "heads",
+        "feedforward",
+        "fusion",
+        "temperature",
+    )
+
+    depth: int = _option(1, "transformer layers of the universal projection")
+    heads: int = _option(4, "attention heads; width is a multiple")
+    feedforward: int = _option(512, "width of the feed-forward")
+    fusion: str = _option(
+        "addition", f"how token and features are joined: {', '.join(FUSION_NAMES)}"
+    )
+    token: Literal["mlp", "direct"] = _option("mlp", "form of the modality token: mlp, direct")
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could use; see `Recipe`."""
+        super().__post_init__()
+        for name in ("depth", "heads", "feedforward"):
+            check_at_least(name, getattr(self, name), 1)
+        if self.width % self.heads:
+            raise UsageError(
+                f"width is {self.width}, expected a multiple of heads, {self.heads}; change one"
+            )
+        check_known(self.token, ["mlp", "direct"], what="token form")
+        check_known(self.fusion, FUSION_NAMES, what="fusion")
+
+
+ROUTER_NAMES = ("learned", "fixed-modality", "fixed-skill", "grouped", "dense", "mlp")
+PREDICTION_LOSSES = ("l2", "smooth-l1", "cosine")
+ALTERNATIONS = ("round-robin", "random", "adaptive", "joint")
+SCORES = ("contrast", "prediction", "fused")
+
+
+@dataclass(frozen=True)
+class AltMoERecipe(Recipe):
+    """Alt-MoE's sizes, losses and alternation.
+
+    Source: arXiv:2409.05929; where it is ambiguous the reading is an option.
+    """
+
+    family: ClassVar[str] = "alt-moe"
+    shared_fields: ClassVar[tuple[str, ...]] = (
+        "width",
+        "router",
+        "renormalise",
+        "share_experts",
+        "modality_embedding",
+        "granularity",
+    )
+    # The first stage's directions are of its own modalities.
+    later_defaults: ClassVar[Mapping[str, Any]] = {"directions": "all"}
+
+    experts: int = _option(8, "experts of the mixture")
+    top_k: int = _option(2, "experts a row passes through")
+    router: str = _option("learned", f"how rows find experts: {', '.join(ROUTER_NAMES)}")
+    renormalise: bool = _option(False, "let the chosen experts' weights sum to 1")
+    noise: float = _option(0.0, "deviation of what is added to the gate's logits in training")
+    balance_weight: float = _option(0.0, "weight of the loss that balances the experts' load")
+    share_experts: bool = _option(True, "one mixture for all directions, else one each")
+    added_experts: int = _option(
+        0, "experts of its own for an added modality; 0: it passes through the frozen ones"
+    )
+    modality_embedding: Literal["input", "common", "both"] = _option(
+        "input", "where the modality embedding is added: input, common, both"
+    )
+    granularity: Literal["vectors", "tokens"] = _option(
+        "vectors", "what of a token sequence is mapped: vectors (its mean), or each of the tokens"
+    )
+    prediction: str = _option("smooth-l1", f"prediction loss: {', '.join(PREDICTION_LOSSES)}")
+    reduction: Literal["mean", "sum"] = _option(
+        "mean", "over the target's width in the prediction loss: mean, sum"
+    )
+    prediction_weight: float = _option(0.5, "weight of the prediction loss")
+    contrast_weight: float = _option(0.5, "weight of the contrastive loss")
+    alternation: str = _option(
+        "round-robin", f"which direction trains in a step: {', '.join(ALTERNATIONS)}"
+    )
+    directions: str = _option(
+        "all", "directions trained: all, or a list as in image>text,text>image"
+    )
+    score: str = _option(
+        "contrast", f"vectors that search by: {', '.join(SCORES[:2])}; fused for evaluation alone"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could use; see `Recipe`."""
+        super().__post_init__()
+        for name in ("experts", "top_k"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("added_experts", "noise", "balance_weight"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("prediction_weight", "contrast_weight"):
+            check_at_least(name, getattr(self, name), 0)
+        if self.top_k > self.experts:
+            raise UsageError(
+                f"top_k is {self.top_k}, expected at most the number of experts, {self.experts}; "
+                "change one"
+            )
+        check_known(self.router, ROUTER_NAMES, what="router")
+        check_known(self.modality_embedding, ["input", "common", "both"], what="modality_embedding")
+        check_known(self.granularity, ["vectors", "tokens"], what="granularity")
+        check_known(self.prediction, PREDICTION_LOSSES, what="prediction loss")
+        check_known(self.reduction, ["mean", "sum"], what="reduction")
+        check_known(self.alternation, ALTERNATIONS, what="alternation")
+        check_known(self.score, SCORES, what="score")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if not self.prediction_weight and not self.contrast_weight:
+            raise UsageError("prediction_weight and contrast_weight are 0, expected one above")
+        needed = {"contrast": self.contrast_weight, "prediction": self.prediction_weight}
+        if self.score in needed and not needed[self.score]:
+            raise UsageError(
+                f"score is {self.score} and {self.score}_weight is 0: nothing trains what "
+                "search would go by; change one"
+            )
+
+
+RECIPES: dict[str, tuple[Recipe, str]] = {
     "oneencoder": (
         OneEncoderRecipe(),
         "OneEncoder for a few thousand pairs: wider with a slimmer feed-forward, feature dropout, "
@@ -153,10 +272,32 @@ RECIPES = {
         ),
         "OneEncoder with the settings of its public code",
     ),
+    "alt-moe": (
+        AltMoERecipe(min_steps=400),
+        "Alt-MoE for a few thousand pairs: raw stored vectors are the gallery; 8 experts, top 2",
+    ),
+    "alt-moe-paper": (
+        AltMoERecipe(
+            width=2048,
+            experts=12,
+            top_k=4,
+            standardize=False,
+            feature_dropout=0.0,
+            temperature=0.03,
+            learn_temperature=False,
+            batch_size=512,
+            epochs=20,
+            learning_rate=1e-4,
+            weight_decay=1e-2,
+        ),
+        "Alt-MoE with the sizes of its paper: 12 experts of width 2048, top 4",
+    ),
 }
 
+RECIPE_CLASSES: tuple[type[Recipe], ...] = (OneEncoderRecipe, AltMoERecipe)
 
-def named_recipe(name: str) -> OneEncoderRecipe:
+
+def named_recipe(name: str) -> Recipe:
     """Return a recipe by name.
 
     Raises:
@@ -164,3 +305,14 @@ def named_recipe(name: str) -> OneEncoderRecipe:
     """
     check_known(name, RECIPES, what="recipe")
     return RECIPES[name][0]
+
+
+def recipe_from_json(family: str, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a stage recorded.
+
+    Raises:
+        UsageError: The family or a field is unknown.
+    """
+    classes = {recipe.family: recipe for recipe in RECIPE_CLASSES}
+    check_known(family, classes, what="family of connectors")
+    return classes[family].from_json(values)

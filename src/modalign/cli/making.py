@@ -22,7 +22,6 @@ from modalign.cli.options import (
 )
 from modalign.cli.output import bars, print_directions, print_json, print_skipped
 from modalign.errors import UsageError, check_known
-from modalign.recipes import SHARED_FIELDS
 
 if TYPE_CHECKING:
     from modalign.encoders import Encoder
@@ -62,7 +61,7 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
     chosen = named_recipe(recipe).changed(recipe_changes(options))
     aligning.check_new(out)
     encoders = load_encoders(options)
-    check_two(encoders)
+    aligning.check_count(list(encoders), chosen)
     table = read_table(pairs, encoders, options, validation=options["validation"])
     with bars() as progress:
         job = Job(
@@ -86,7 +85,7 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
 @COLUMN
 @click.option("--anchor", help="The space's modality it is paired with.  [default: the pairs' one]")
 @click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
-@recipe_flags(fixed=SHARED_FIELDS, default="the space's")
+@recipe_flags(later=True)
 @CHECKPOINT
 @computing
 def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: Any) -> None:
@@ -204,15 +203,6 @@ def load_encoders(options: Mapping[str, Any]) -> dict[str, Encoder]:
         modality: load_encoder(spec, modality=modality, device=options["device"])
         for modality, spec in specs.items()
     }
-
-
-def check_two(encoders: Mapping[str, Encoder]) -> None:
-    """Raise unless two modalities are named."""
-    if len(encoders) != 2:
-        raise UsageError(
-            f"align joins two modalities, {len(encoders)} --encoder are given "
-            f"({', '.join(encoders)}); align two, then `modalign add` the others"
-        )
 
 
 def read_table(

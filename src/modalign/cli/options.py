@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from modalign.errors import UsageError
-from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, RECIPE_CLASSES, Recipe
 
 SEED = click.option(
     "--seed",
@@ -87,34 +88,85 @@ CHECKPOINT = click.option(
 SPACE = click.argument("space", type=click.Path(path_type=Path))
 
 
-def recipe_flags(*, fixed: Sequence[str] = (), default: str = "") -> Callable[[Command], Command]:
+@dataclass(frozen=True)
+class RecipeFlag:
+    """A flag made from the field of that name in one family's recipe or in several.
+
+    Attributes:
+        name: Of the field.
+        defaults: By family.
+        help: What the field says of itself.
+        fixed: Whether no family lets a later stage change it.
+    """
+
+    name: str
+    defaults: dict[str, Any]
+    help: str
+    fixed: bool
+
+    def declared(self) -> str:
+        """Return the flag as click takes it."""
+        name = self.name.replace("_", "-")
+        return f"--{name}/--no-{name}" if self.kind is bool else f"--{name}"
+
+    @property
+    def kind(self) -> type:
+        """Type of the values."""
+        return type(next(iter(self.defaults.values())))
+
+    def shown_default(self) -> str:
+        """Return the defaults as they are typed, each family's where they differ."""
+        shown = {family: shown_value(value) for family, value in self.defaults.items()}
+        if len(set(shown.values())) == 1:
+            return next(iter(shown.values()))
+        return "; ".join(f"{family} {value}" for family, value in shown.items())
+
+
+def every_recipe_flag() -> list[RecipeFlag]:
+    """Return a flag for each field of any family's recipe, in the order of the fields."""
+    found: dict[str, list[tuple[type[Recipe], Any]]] = {}
+    for recipe in RECIPE_CLASSES:
+        for item in dataclasses.fields(recipe):
+            found.setdefault(item.name, []).append((recipe, item))
+    return [
+        RecipeFlag(
+            name,
+            {recipe.family: item.default for recipe, item in entries},
+            described(entries),
+            all(name in recipe.shared_fields for recipe, _ in entries),
+        )
+        for name, entries in found.items()
+    ]
+
+
+def described(entries: Sequence[tuple[type[Recipe], Any]]) -> str:
+    """Return a field's help, with the family in front where only one has it."""
+    text = str(entries[0][1].metadata["help"])
+    return text if len(entries) == len(RECIPE_CLASSES) else f"{entries[0][0].family}: {text}"
+
+
+def recipe_flags(*, later: bool = False) -> Callable[[Command], Command]:
     """Add one flag a recipe field; the fields are the only home of the defaults.
 
     Args:
-        fixed: Fields that this command cannot change; help leaves their flags out.
-        default: What help says instead of the default recipe's values.
+        later: For a later stage: help leaves out what it cannot change, and says whose the
+            defaults are.
     """
 
     def add(command: Command) -> Command:
-        for item in reversed(dataclasses.fields(OneEncoderRecipe)):
-            shown = default or shown_value(item.default)
+        for flag in reversed(every_recipe_flag()):
+            shown = "the space's" if later else flag.shown_default()
             command = click.option(
-                recipe_flag(item),
-                item.name,
+                flag.declared(),
+                flag.name,
                 default=None,
-                type=type(item.default),
-                help=f"{item.metadata['help']}.  [default: {shown}]",
-                hidden=item.name in fixed,
+                type=flag.kind,
+                help=f"{flag.help}.  [default: {shown}]",
+                hidden=later and flag.fixed,
             )(command)
         return command
 
     return add
-
-
-def recipe_flag(item: dataclasses.Field[Any]) -> str:
-    """Return a field's flag as click declares it."""
-    name = item.name.replace("_", "-")
-    return f"--{name}/--no-{name}" if isinstance(item.default, bool) else f"--{name}"
 
 
 def shown_value(value: Any) -> str:
@@ -124,7 +176,7 @@ def shown_value(value: Any) -> str:
 
 def recipe_changes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe fields that the call sets."""
-    names = {item.name for item in dataclasses.fields(OneEncoderRecipe)}
+    names = {flag.name for flag in every_recipe_flag()}
     return {name: value for name, value in options.items() if name in names and value is not None}
 
 

@@ -265,7 +265,7 @@ def wanted_directions(
     Raises:
         UsageError: The pairs have no two columns that are modalities of the space.
     """
-    from modalign.space.space import every_direction
+    from modalign.evaluation import every_direction
 
     directions = [
         (a, b) for a, b in every_direction(present) if source in (None, a) and target in (None, b)

@@ -6,7 +6,7 @@ always runs on blocks of the same shape: a single query is padded to a full bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,19 +23,23 @@ BLOCK_ROWS = 32
 BLOCK_POSITIONS = 1024
 
 
-def embed_in_blocks(
-    connector: nn.Module, modality: str, features: Features, *, device: str = "cpu"
+def map_in_blocks(
+    connector: nn.Module,
+    features: Features,
+    *,
+    way: Callable[[Tensor, Tensor | None], Tensor],
+    device: str = "cpu",
 ) -> np.ndarray:
-    """Embed features; the same row gives the same bits in any company.
+    """Send features through a connector; the same row gives the same bits in any company.
 
     Args:
-        connector: A `OneEncoder`-like module called as (modality, values, mask).
-        modality: The features' modality.
+        connector: Put in eval mode meanwhile.
         features: [N, D_m], or [N, L, D_m] with a mask.
+        way: What of the connector is called with (values, mask) for vectors, [n, D].
         device: Where the connector is.
 
     Returns:
-        Unit vectors, float32 [N, D]; D is the connector's.
+        What `way` gives, float32 [N, D].
 
     Raises:
         DataError: A row is not finite, or has no valid position.
@@ -44,8 +48,7 @@ def embed_in_blocks(
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     with evaluating(connector), torch.inference_mode():
         for rows, values, mask in iter_blocks(features):
-            vectors = connector(
-                modality,
+            vectors = way(
                 torch.from_numpy(values).to(device),
                 None if mask is None else torch.from_numpy(mask).to(device),
             )
@@ -60,8 +63,10 @@ def iter_blocks(
     if features.mask is None:
         for start in range(0, len(features), BLOCK_ROWS):
             rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
-            values = np.zeros((BLOCK_ROWS, features.width), np.float32)
+            values = np.empty((BLOCK_ROWS, features.width), np.float32)
             values[: len(rows)] = features.values[rows]
+            # Padding that costs least: where it goes through a mixture, the first row does.
+            values[len(rows) :] = values[0]
             yield rows, values, None
         return
     lengths = last_valid(features.mask)
@@ -83,7 +88,7 @@ def token_block(
     mask = np.zeros((size, length), bool)
     values[: len(rows), :held] = features.values[rows, :held]
     mask[: len(rows), :held] = features.mask[rows, :held]
-    mask[len(rows) :, 0] = True  # a padding row needs something to attend to
+    values[len(rows) :], mask[len(rows) :] = values[0], mask[0]
     return rows, values, mask
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modalign.connectors.dropout import Dropout
+from modalign.connectors.standardization import Standardization
 from modalign.errors import ShapeError, check_known
 
 FusionName = Literal[
@@ -38,7 +39,7 @@ class AlignmentLayer(nn.Module):
     to 256. It is the head of the first stage and the alignment layer of the later ones.
 
     Source: arXiv:2409.11059, section 3. Differs: features are standardised first, with the
-    mean and deviation of the training split (`fit_standardization`); 0 and 1 until then.
+    mean and deviation of the training split (`Standardization`), where `fit` was called.
 
     Args:
         feature_width: D_m of the encoder.
@@ -46,9 +47,6 @@ class AlignmentLayer(nn.Module):
         dropout: Share of outputs dropped in training, 0 <= dropout < 1.
         feature_dropout: Share of the standardised features dropped in training.
     """
-
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(
         self,
@@ -59,8 +57,7 @@ class AlignmentLayer(nn.Module):
         feature_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(feature_width))
-        self.register_buffer("deviation", torch.ones(feature_width))
+        self.standardization = Standardization(feature_width)
         self.feature_dropout = Dropout(feature_dropout)
         self.inner = nn.Linear(feature_width, width)
         self.outer = nn.Linear(width, width)
@@ -69,25 +66,10 @@ class AlignmentLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map float [B, L, D_m] to float [B, L, D]."""
-        standard = (features - self.mean) / self.deviation
+        standard = self.standardization(features)
         hidden = F.gelu(self.inner(self.feature_dropout(standard)))
         aligned: Tensor = self.norm(self.dropout(self.outer(hidden)))
         return aligned
-
-    def fit_standardization(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set what features are standardised with.
-
-        A dimension that hardly varies is centred but not scaled up: its deviation counts as
-        at least a thousandth of the largest, and as 1 where nothing varies.
-
-        Args:
-            mean: float [D_m].
-            deviation: float [D_m], >= 0.
-        """
-        largest = float(deviation.max())
-        self.mean.copy_(mean)
-        floor = torch.tensor(1e-3 * largest if largest > 0 else 1.0)
-        self.deviation.copy_(torch.maximum(deviation, floor))
 
 
 class ModalityTokens(nn.Module):
@@ -339,6 +321,12 @@ class ModalityEntrance(nn.Module):
     def forward(self, modality: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the aligned sequence [B, L, D] and the token [1, 1, D]."""
         return self.aligners[modality](features), self.tokens(modality)
+
+    def standardize(self, modality: str, mean: Tensor, deviation: Tensor) -> None:
+        """Set what a modality's features are standardised with, float [D_m] each."""
+        aligner = self.aligners[modality]
+        assert isinstance(aligner, AlignmentLayer)
+        aligner.standardization.fit(mean, deviation)
 
 
 class OneEncoder(nn.Module):

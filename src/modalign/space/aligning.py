@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign.connectors.universal_projection import (
-    Fusion,
-    ModalityEntrance,
-    OneEncoder,
-    UniversalProjection,
-)
 from modalign.encoders import Encoder
 from modalign.encoders.contract import canonical_json
 from modalign.encoders.registry import Spec
@@ -27,30 +21,33 @@ from modalign.features import cache_folder
 from modalign.features.encoding import Progress, no_progress
 from modalign.features.store import differences
 from modalign.pairs import Pairs
-from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, Recipe
+from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs, encode_pairs, pairs_record
-from modalign.space.objectives import (
-    AddedObjective,
-    JointObjective,
-    PairedTables,
-    fit_standardization,
-    measure,
-)
+from modalign.space.families import Family, Growth, measure_all
+from modalign.space.paired import PairedTables
+from modalign.space.shared import SharedSpace
 from modalign.space.stages import (
     SPACE_FILE,
     STAGES_FOLDER,
     WORK_FOLDER,
-    path_sha256,
     read_header,
     read_stage,
     versions,
     write_stage,
 )
 from modalign.storage import LOCK_FILE, TEMPORARY, locked, sweep
-from modalign.training import FitResult, fit
+from modalign.training import FitResult, Objective, fit
 from modalign.training.loop import CHECKPOINT_FILE
 
-FAMILY = "oneencoder"
+# What a family's first stage trains, and its later ones.
+KINDS = {
+    "oneencoder": ("universal-projection", "alignment-layer"),
+    "alt-moe": ("mixture", "directed-maps"),
+}
+SPLITS = ("train", "validation")
+# Where a way over maps names its source, after its kind and score.
+SOURCE = 2
 # Fewer rows than this cannot be trained on and measured.
 LEAST_ROWS = 2
 
@@ -70,7 +67,7 @@ class Job:
         checkpoint_seconds: Time between the checkpoints of training.
     """
 
-    recipe: OneEncoderRecipe
+    recipe: Recipe
     recipe_name: str = "oneencoder"
     seed: int = 0
     device: str = "cpu"
@@ -90,28 +87,13 @@ class Job:
         )
 
 
-def build_model(feature_widths: Mapping[str, int], recipe: OneEncoderRecipe) -> OneEncoder:
-    """Return an untrained first stage."""
-    projection = UniversalProjection(
-        recipe.width,
-        depth=recipe.depth,
-        heads=recipe.heads,
-        feedforward=recipe.feedforward,
-        dropout=recipe.dropout,
-    )
-    fusion = Fusion(recipe.width, kind=recipe.fusion)  # type: ignore[arg-type]
-    return OneEncoder(projection, fusion, build_entrance(feature_widths, recipe))
+# What a stage's record may name.
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (SharedSpace, DirectedMaps)}
 
 
-def build_entrance(feature_widths: Mapping[str, int], recipe: OneEncoderRecipe) -> ModalityEntrance:
-    """Return an untrained entrance for some modalities."""
-    return ModalityEntrance(
-        feature_widths,
-        recipe.width,
-        token=recipe.token,
-        dropout=recipe.dropout,
-        feature_dropout=recipe.feature_dropout,
-    )
+def new_family(recipe: Recipe, *, device: str) -> Family:
+    """Return a recipe's family, without a stage yet."""
+    return FAMILIES[recipe.family](recipe, device=device)
 
 
 def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job) -> None:
@@ -120,27 +102,35 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
     Interrupted at any point, the same call goes on where it was.
 
     Args:
-        pairs: Of exactly two modalities.
+        pairs: Of two modalities; of two or more where the recipe is of directed maps.
         encoders: One for each.
         out: The space's folder; it must hold no space yet.
         job: How.
 
     Raises:
-        UsageError: `out` is a space or holds other files, or there are not two modalities.
+        UsageError: `out` is a space or holds other files, or the modalities are too few or many.
         DataError: Too few rows, a broken item, or a loss that is not finite.
     """
-    if len(pairs.modalities) != 2:
-        raise UsageError(
-            f"align joins two modalities, the call names {len(pairs.modalities)}: "
-            f"{', '.join(pairs.modalities)}; align two, then `modalign add` the others"
-        )
+    check_count(pairs.modalities, job.recipe)
     check_rows(pairs)
     check_new(out)
     with locked(out):
         # Another process may have made it while this one waited.
         check_new(out)
         encoded = job.encode(pairs, encoders)
-        _first_stage(out, encoded, encoders, job)
+        family = new_family(job.recipe, device=job.device)
+        brought = {name: encoders[name] for name in encoded.pairs.modalities}
+        make_stage(out, family, encoded, brought, job=job)
+
+
+def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
+    """Raise a UsageError unless a first stage can join these modalities."""
+    wanted = FAMILIES[recipe.family].first_modalities
+    if len(modalities) < 2 or (wanted is not None and len(modalities) != wanted):
+        raise UsageError(
+            f"align joins {'two' if wanted else 'two or more'} modalities, the call names "
+            f"{len(modalities)}: {', '.join(modalities)}; align two, then `modalign add` the others"
+        )
 
 
 def check_new(out: Path) -> None:
@@ -161,121 +151,118 @@ def check_new(out: Path) -> None:
         )
 
 
-def _first_stage(
-    space: Path, encoded: EncodedPairs, encoders: Mapping[str, Encoder], job: Job
-) -> None:
-    first, second = encoded.pairs.modalities
-    train, validation = splits(encoded, first, second)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        model = build_model({m: encoders[m].width for m in (first, second)}, job.recipe)
-    entrance = model.entrances[0]
-    assert isinstance(entrance, ModalityEntrance)
-    if job.recipe.standardize:
-        for modality in (first, second):
-            fit_standardization(entrance, modality, train.tables[modality])
-    objective = JointObjective(
-        model.to(job.device),
-        train=train,
-        validation=validation,
-        recipe=job.recipe,
-        seed=job.seed,
-        device=job.device,
-    )
-    name = f"0-{first}+{second}"
-    plan = stage_plan("universal-projection", encoded, encoders, job, parents={})
-    work, result = run(space, name, objective, plan, job)
-    record = {
-        **plan,
-        "temperature": objective.temperature,
-        "trainable": counted(objective.parameters),
-        "embeddings": embeddings(model, encoders, job.recipe),
-    }
-    _finish(space, name, work, record, model.state_dict(), model, validation, encoded, result, job)
-
-
 def add_modality(
     space: Path,
-    model: OneEncoder,
+    family: Family,
     pairs: Pairs,
     encoders: Mapping[str, Encoder],
     *,
     anchor: str,
-    temperature: float,
     job: Job,
 ) -> None:
     """Train a later stage: one more modality against an anchor of the space.
 
     Args:
         space: The space's folder; only a new stage and space.json are written.
-        model: The space's model; it gains an entrance.
+        family: The space's connectors; they grow.
         pairs: Of the new modality and the anchor.
         encoders: One for each.
         anchor: A modality of the space.
-        temperature: The space's.
         job: How.
 
     Raises:
         DataError: Too few rows, a broken item, or a loss that is not finite.
     """
     check_rows(pairs)
-    (new,) = [modality for modality in pairs.modalities if modality != anchor]
     with locked(space):
         header = read_header(space)
         # Another process may have added it while this one waited.
         there = [m for entry in header["stages"] for m in read_stage(space, entry).modalities]
         check_anchor(anchor, pairs, there)
         encoded = job.encode(pairs, encoders)
-        train, validation = splits(encoded, new, anchor)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            entrance = build_entrance({new: encoders[new].width}, job.recipe)
-        if job.recipe.standardize:
-            fit_standardization(entrance, new, train.tables[new])
-        model.entrances.append(entrance.to(job.device))
-        objective = AddedObjective(
-            model,
-            train=train,
-            validation=validation,
-            recipe=job.recipe.changed({"temperature": temperature}),
-            seed=job.seed,
-            device=job.device,
+        make_stage(
+            space, family, encoded, encoders, job=job, anchor=anchor, parents=header["stages"]
         )
-        name = f"{len(header['stages'])}-{new}"
-        parents = {entry["name"]: entry["sha256"] for entry in header["stages"]}
-        plan = stage_plan("alignment-layer", encoded, {new: encoders[new]}, job, parents=parents)
-        plan |= {"anchor": anchor, "anchor_encoder": encoders[anchor].fingerprint}
-        work, result = run(space, name, objective, plan, job)
-        record = {
-            **plan,
-            "temperature": temperature,
-            "trainable": counted(objective.parameters),
-            "embeddings": embeddings(model, {new: encoders[new]}, job.recipe),
-        }
-        weights = entrance.state_dict()
-        _finish(space, name, work, record, weights, model, validation, encoded, result, job)
+
+
+def make_stage(
+    space: Path,
+    family: Family,
+    encoded: EncodedPairs,
+    encoders: Mapping[str, Encoder],
+    *,
+    job: Job,
+    anchor: str | None = None,
+    parents: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Grow a family by a stage, train it, and write it."""
+    brought = {name: encoder for name, encoder in encoders.items() if name != anchor}
+    widths = {name: encoder.width for name, encoder in brought.items()}
+    growth = family.growth(job.recipe, widths, anchor=anchor)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        part = family.grow(job.recipe, growth)
+    train, validation = (paired_splits(encoded, growth, split) for split in SPLITS)
+    objective = family.objective(
+        job.recipe, growth, train=train, validation=validation, seed=job.seed
+    )
+    plan = stage_plan(growth, encoded, encoders, job=job, parents=parents)
+    work, result = run(space, f"{len(parents)}-{'+'.join(brought)}", objective, plan, job=job)
+    temperature = objective.temperature
+    family.remember(temperature)
+    begin = time.perf_counter()
+    measured = measure_all(family, validation, growth.directions)
+    record = {
+        **plan,
+        "temperature": temperature,
+        "trainable": counted(objective.parameters),
+        **ways_record(family, growth, {n: e.fingerprint for n, e in encoders.items()}),
+        "validation": {"directions": [d.as_json() for d in measured]},
+        "steps": result.steps,
+        "best_step": result.best_step,
+    }
+    evaluated = {"evaluate": round(time.perf_counter() - begin, 3)}
+    notes = run_notes(encoded, result, evaluated)
+    (work / CHECKPOINT_FILE).unlink(missing_ok=True)
+    write_stage(space, work.name, record=record, run=notes, weights=part.state_dict(), work=work)
+    shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
+
+
+def paired_splits(encoded: EncodedPairs, growth: Growth, split: str) -> list[PairedTables]:
+    """Return the features and pairs of a split for every two modalities a direction joins."""
+    joined: dict[frozenset[str], tuple[str, str]] = {}
+    for direction in growth.directions:
+        joined.setdefault(frozenset(direction), direction)
+    return [encoded.paired(first, second, split) for first, second in joined.values()]
 
 
 def stage_plan(
-    kind: str,
+    growth: Growth,
     encoded: EncodedPairs,
     encoders: Mapping[str, Encoder],
-    job: Job,
     *,
-    parents: Mapping[str, str],
+    job: Job,
+    parents: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     """Return what is known of a stage before it is trained: its run depends on nothing else."""
-    return {
-        "family": FAMILY,
-        "kind": kind,
+    added = growth.anchor is not None
+    first, later = KINDS[job.recipe.family]
+    plan = {
+        "family": job.recipe.family,
+        "kind": later if added else first,
         "recipe_name": job.recipe_name,
         "recipe": job.recipe.as_json(),
         "seed": job.seed,
-        "encoders": {name: encoder_record(encoder) for name, encoder in encoders.items()},
+        "encoders": {name: encoder_record(encoders[name]) for name in growth.widths},
+        "directions": [list(direction) for direction in growth.directions],
         "pairs": pairs_record(encoded),
-        "parents": dict(parents),
+        "parents": {entry["name"]: entry["sha256"] for entry in parents},
         "versions": versions(),
     }
+    if growth.anchor is not None:
+        anchor = {"anchor": growth.anchor, "anchor_encoder": encoders[growth.anchor].fingerprint}
+        plan |= anchor
+    return plan
 
 
 def encoder_record(encoder: Encoder) -> dict[str, Any]:
@@ -298,7 +285,7 @@ def lasting_spec(spec: str) -> str:
 
 
 def run(
-    space: Path, name: str, objective: Any, plan: Mapping[str, Any], job: Job
+    space: Path, name: str, objective: Objective, plan: Mapping[str, Any], *, job: Job
 ) -> tuple[Path, FitResult]:
     """Train in a work folder of the space, going on where an interrupted run was."""
     work = space / WORK_FOLDER / name
@@ -317,46 +304,17 @@ def run(
     return work, result
 
 
-def _finish(
-    space: Path,
-    name: str,
-    work: Path,
-    record: dict[str, Any],
-    weights: Mapping[str, Tensor],
-    model: OneEncoder,
-    validation: PairedTables,
-    encoded: EncodedPairs,
-    result: FitResult,
-    job: Job,
-) -> None:
-    begin = time.perf_counter()
-    directions = [d.as_json() for d in measure(model, validation, device=job.device)]
-    record["validation"] = {"directions": directions}
-    record["steps"], record["best_step"] = result.steps, result.best_step
-    seconds = {
-        **encoded.seconds,
-        "train": round(result.seconds, 3),
-        "evaluate": round(time.perf_counter() - begin, 3),
-    }
-    skipped = [vars(item) for item in encoded.pairs.skipped]
-    run = {
+def run_notes(
+    encoded: EncodedPairs, result: FitResult, evaluated: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what making a stage took; no part of what is proved."""
+    return {
         "encoded": encoded.encoded,
-        "seconds": seconds,
+        "seconds": {**encoded.seconds, "train": round(result.seconds, 3), **evaluated},
         "resumed_from": result.resumed_from,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "skipped": skipped,
+        "skipped": [vars(item) for item in encoded.pairs.skipped],
     }
-    (work / CHECKPOINT_FILE).unlink(missing_ok=True)
-    write_stage(space, name, record=record, run=run, weights=weights, work=work)
-    shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
-
-
-def splits(encoded: EncodedPairs, first: str, second: str) -> tuple[PairedTables, PairedTables]:
-    """Return the train and validation splits."""
-    return (
-        encoded.paired(first, second, "train"),
-        encoded.paired(first, second, "validation"),
-    )
 
 
 def check_rows(pairs: Pairs) -> None:
@@ -386,19 +344,20 @@ def check_same_encoder(encoder: Encoder, stage: Mapping[str, Any], *, modality: 
         )
 
 
-def embeddings(
-    model: OneEncoder, encoders: Mapping[str, Encoder], recipe: OneEncoderRecipe
-) -> dict[str, str]:
-    """Return the hash of what each modality's vectors pass through."""
+def ways_record(
+    family: Family, growth: Growth, fingerprints: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the hashes of what a stage's vectors pass through: galleries, then queries."""
     return {
-        modality: path_sha256(model.path(modality), path_shape(recipe), encoder.fingerprint)
-        for modality, encoder in encoders.items()
+        "embeddings": {
+            name: family.way_sha256(family.gallery_way(name), fingerprints[name])
+            for name in growth.widths
+        },
+        "maps": {
+            name: family.way_sha256(way, fingerprints[way[SOURCE]])
+            for name, way in family.ways_of(growth).items()
+        },
     }
-
-
-def path_shape(recipe: OneEncoderRecipe) -> dict[str, Any]:
-    """Return what the tensors of a path do not tell of it."""
-    return {"heads": recipe.heads, "fusion": recipe.fusion, "token": recipe.token}
 
 
 def counted(parameters: Mapping[str, Tensor]) -> dict[str, int]:

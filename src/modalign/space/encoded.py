@@ -16,7 +16,7 @@ from modalign.errors import UsageError
 from modalign.features import EncodedItems, FeatureTable, encode_items
 from modalign.features.encoding import Progress, no_progress
 from modalign.pairs import Pairs
-from modalign.space.objectives import PairedTables
+from modalign.space.paired import PairedTables
 
 
 @dataclass(frozen=True)

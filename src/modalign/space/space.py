@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from modalign.connectors.blocks import embed_in_blocks
-from modalign.connectors.universal_projection import OneEncoder
 from modalign.encoders import Encoder, Features, load_encoder
 from modalign.errors import CorruptError, DataError, MismatchError, UsageError, check_known
-from modalign.evaluation import Direction, evaluate_direction
+from modalign.evaluation import Direction, evaluate_direction, every_direction
 from modalign.features import EncodedItems, FeatureTable, cache_folder, encode_items
 from modalign.features.encoding import Progress, no_progress
 from modalign.gallery import Gallery, Hits
 from modalign.pairs import Items, Pairs
-from modalign.recipes import SHARED_FIELDS, OneEncoderRecipe, named_recipe
+from modalign.recipes import Recipe, named_recipe, recipe_from_json
 from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, encode_pairs
-from modalign.space.objectives import embed_table
+from modalign.space.families import Family, Growth, Sides, Way
 from modalign.space.stages import (
     Stage,
-    path_sha256,
     read_header,
     read_stage,
     read_weights,
@@ -41,21 +38,17 @@ class Space:
     Attributes:
         folder: Where it is stored.
         stages: Its immutable steps, in order.
-        model: The connectors.
-        temperature: Divisor of similarity it was trained with.
+        family: The connectors: what is stored of a modality, and what is asked of it.
         device: Where it computes, a torch device name.
     """
 
-    def __init__(
-        self, folder: Path, stages: Sequence[Stage], model: OneEncoder, *, device: str = "cpu"
-    ) -> None:
+    def __init__(self, folder: Path, stages: Sequence[Stage], family: Family) -> None:
         """Use `load_space` or `align`."""
         self.folder = folder
         self.stages = tuple(stages)
-        self.model = model
-        self.temperature: float = stages[0].record["temperature"]
+        self.family = family
         self._encoders: dict[str, Encoder] = {}
-        self.device = device
+        self.device = family.device
 
     @property
     def modalities(self) -> list[str]:
@@ -63,14 +56,15 @@ class Space:
         return [modality for stage in self.stages for modality in stage.modalities]
 
     @property
-    def width(self) -> int:
-        """D."""
-        return int(self.recipe.width)
-
-    @property
-    def recipe(self) -> OneEncoderRecipe:
+    def recipe(self) -> Recipe:
         """The first stage's recipe: the sizes every later stage shares."""
-        return OneEncoderRecipe.from_json(self.stages[0].record["recipe"])
+        recipe: Recipe = self.family.recipe
+        return recipe
+
+    def gallery_width(self, modality: str) -> int:
+        """Return the width of what is stored of a modality."""
+        self.stage_of(modality)
+        return self.family.width_of(self.family.gallery_way(modality))
 
     def stage_of(self, modality: str) -> Stage:
         """Return the stage that brought a modality.
@@ -118,7 +112,7 @@ class Space:
         self._encoders[modality] = encoder
 
     def embed_features(self, modality: str, features: Features | np.ndarray) -> np.ndarray:
-        """Embed features of a modality's encoder.
+        """Return what is stored of features of a modality's encoder.
 
         A row's bits do not depend on the rows it comes with, nor on the number of threads.
 
@@ -127,12 +121,16 @@ class Space:
             features: [N, D_m], or token `Features`.
 
         Returns:
-            Unit vectors, float32 [N, D].
+            float32 [N, D]: unit vectors of a shared space; of directed maps the features
+            themselves, or their means over valid positions.
 
         Raises:
             MismatchError: The width is not the encoder's.
             DataError: A row is not finite.
         """
+        return self._send(self.family.gallery_way(modality), modality, features)
+
+    def _send(self, way: Way, modality: str, features: Features | np.ndarray) -> np.ndarray:
         if not isinstance(features, Features):
             features = Features(np.asarray(features))
         known = self.stage_of(modality).record["encoders"][modality]
@@ -144,11 +142,11 @@ class Space:
                 expected=known["width"],
             )
         if not len(features):
-            return np.zeros((0, self.width), np.float32)
-        return embed_in_blocks(self.model, modality, features, device=self.device)
+            return np.zeros((0, self.family.width_of(way)), np.float32)
+        return self.family.send(way, features)
 
     def embed(self, modality: str, items: Iterable[str], *, exact: bool = False) -> np.ndarray:
-        """Encode and embed items, without a cache.
+        """Encode items and return what is stored of them, without a cache.
 
         Args:
             modality: One of `modalities`.
@@ -157,23 +155,36 @@ class Space:
                 1e-5 in any company, and faster for a single query.
 
         Returns:
-            Unit vectors, float32 [N, D].
+            float32 [N, D]; see `embed_features`.
         """
+        return self.embed_features(modality, self._encode(modality, items, exact=exact))
+
+    def _encode(self, modality: str, items: Iterable[str], *, exact: bool) -> Features:
         features = self.encoder(modality).encode(items, exact=exact)
-        if exact:
-            # Stored features are float16. Else nothing is rounded: it would make of the last bit,
-            # which company decides, one that shows.
-            features = Features(features.values.astype(np.float16), features.mask)
-        return self.embed_features(modality, features)
+        if not exact:
+            return features
+        # Stored features are float16. Else nothing is rounded: it would make of the last bit,
+        # which company decides, one that shows.
+        return Features(features.values.astype(np.float16), features.mask)
 
     def gallery(self, modality: str, features: Features | np.ndarray) -> np.ndarray:
-        """Return what is stored of a modality: its embeddings, float32 [N, D]."""
+        """Return what is stored of a modality: `embed_features`."""
         return self.embed_features(modality, features)
 
     def query(self, features: Features | np.ndarray, *, source: str, target: str) -> np.ndarray:
-        """Return what is asked of a target's gallery: the source's embeddings, float32 [N, D]."""
-        check_known(target, self.modalities, what=f"space {self.folder}: modality")
-        return self.embed_features(source, features)
+        """Return what is asked of a target's gallery, unit vectors float32 [N, D of the target].
+
+        Args:
+            features: Of the source, as in `embed_features`.
+            source: The queries' modality.
+            target: The gallery's.
+
+        Raises:
+            UsageError: A modality is unknown, or no map leads from source to target.
+        """
+        self.stage_of(source)
+        self.stage_of(target)
+        return self._send(self.family.query_way(source, target), source, features)
 
     def embed_items(
         self,
@@ -215,7 +226,7 @@ class Space:
         gallery = Gallery.write(
             out,
             modality=modality,
-            width=self.width,
+            width=self.gallery_width(modality),
             embedding=self.embedding_sha256(modality),
             encoder=encoder.fingerprint,
             ids=kept.ids,
@@ -259,7 +270,9 @@ class Space:
             MismatchError: The gallery is of another space.
         """
         self.check_gallery(gallery)
-        return gallery.search(self.embed(modality, items), k)
+        features = self._encode(modality, items, exact=False)
+        queries = self.query(features, source=modality, target=gallery.modality)
+        return gallery.search(queries, k)
 
     def add(
         self,
@@ -290,28 +303,21 @@ class Space:
         """
         anchor = anchor or next((m for m in pairs.modalities if m in self.modalities), "")
         aligning.check_anchor(anchor, pairs, self.modalities)
-        recipe = self.recipe.changed(changes or {})
-        self._check_shared(recipe)
+        recipe = self._later_recipe(changes or {})
         job = Job(recipe, self.stages[0].record["recipe_name"], device=self.device, **options)
         encoders = {anchor: self.encoder(anchor), encoder.modality: encoder}
-        # The stage is trained on a model of its own: an error leaves this one as it was.
-        model = load_space(self.folder, device=self.device).model
-        aligning.add_modality(
-            self.folder,
-            model,
-            pairs,
-            encoders,
-            anchor=anchor,
-            temperature=self.temperature,
-            job=job,
-        )
+        # The stage is trained on connectors of its own: an error leaves these as they were.
+        family = load_space(self.folder, device=self.device).family
+        aligning.add_modality(self.folder, family, pairs, encoders, anchor=anchor, job=job)
         grown = load_space(self.folder, device=self.device)
-        self.stages, self.model = grown.stages, grown.model
+        self.stages, self.family = grown.stages, grown.family
         self._encoders[encoder.modality] = encoder
         return self
 
-    def _check_shared(self, recipe: OneEncoderRecipe) -> None:
-        for name in SHARED_FIELDS:
+    def _later_recipe(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the first stage's recipe with some fields changed, where a later stage may."""
+        recipe = self.recipe.changed({**self.recipe.later_defaults, **changes})
+        for name in self.recipe.shared_fields:
             ours, theirs = getattr(self.recipe, name), getattr(recipe, name)
             if ours != theirs:
                 raise UsageError(
@@ -319,6 +325,7 @@ class Space:
                     "passes through it; leave it out",
                     field=name,
                 )
+        return recipe
 
     def evaluate(
         self,
@@ -326,6 +333,7 @@ class Space:
         *,
         split: str | None = None,
         directions: Sequence[tuple[str, str]] | None = None,
+        score: str | None = None,
         cache: Path | None = None,
         skip_errors: bool = False,
         seed: int = 0,
@@ -337,6 +345,8 @@ class Space:
             pairs: Of two or more of `modalities`; those never paired in training too.
             split: Which rows, or "all"; by default test where there are any, else validation.
             directions: (source, target) each; by default all.
+            score: Of directed maps, what to compare: "contrast" or "prediction" vectors, or
+                "fused", both directions' maps together; by default the recipe's.
             cache: Folder of the feature stores.
             skip_errors: Leave broken items out.
             seed: Of the bootstrap intervals.
@@ -350,7 +360,9 @@ class Space:
         """
         chosen_split(pairs, split)
         encoded = self.encode_pairs(pairs, cache=cache, skip_errors=skip_errors, progress=progress)
-        return self.evaluate_encoded(encoded, split=split, directions=directions, seed=seed)
+        return self.evaluate_encoded(
+            encoded, split=split, directions=directions, score=score, seed=seed
+        )
 
     def encode_pairs(
         self,
@@ -379,37 +391,24 @@ class Space:
         *,
         split: str | None = None,
         directions: Sequence[tuple[str, str]] | None = None,
+        score: str | None = None,
         seed: int = 0,
     ) -> list[Direction]:
         """Measure retrieval on pairs that are encoded; see `evaluate`."""
         pairs = encoded.pairs
         rows = chosen_split(pairs, split)
         members = {m: pairs.members(m, split=rows) for m in pairs.modalities}
-        vectors = {
-            m: embed_table(self.model, m, encoded.tables[m].subset(kept), device=self.device)
-            for m, kept in members.items()
-        }
-        results = []
-        for source, target in directions or every_direction(pairs.modalities):
-            joined = pairs.positives(source, target, split=rows)
-            positives = np.stack(
-                [
-                    np.searchsorted(members[source], joined[:, 0]),
-                    np.searchsorted(members[target], joined[:, 1]),
-                ],
-                axis=1,
+        sides = Sides(self.family, {m: encoded.tables[m].subset(members[m]) for m in members})
+        return [
+            evaluate_direction(
+                *sides.between(source, target, score=score),
+                renumbered(pairs.positives(source, target, split=rows), members, source, target),
+                source=source,
+                target=target,
+                seed=seed,
             )
-            results.append(
-                evaluate_direction(
-                    vectors[source],
-                    vectors[target],
-                    positives,
-                    source=source,
-                    target=target,
-                    seed=seed,
-                )
-            )
-        return results
+            for source, target in directions or every_direction(pairs.modalities)
+        ]
 
     def verify(self, galleries: Iterable[Path | str] = ()) -> dict[str, Any]:
         """Prove that nothing has moved: re-hash every stage, every gallery, every path.
@@ -440,7 +439,7 @@ def align(
     encoders: Mapping[str, Encoder],
     *,
     out: Path | str,
-    recipe: str | OneEncoderRecipe = "oneencoder",
+    recipe: str | Recipe = "oneencoder",
     **options: Any,
 ) -> Space:
     """Join two encoders into a new space.
@@ -479,30 +478,36 @@ def load_space(folder: Path | str, *, device: str = "cpu") -> Space:
     """
     folder = Path(folder)
     stages = [read_stage(folder, entry) for entry in read_header(folder)["stages"]]
-    return Space(folder, stages, load_model(folder, stages, device=device), device=device)
+    return Space(folder, stages, load_family(folder, stages, device=device))
 
 
-def load_model(folder: Path, stages: Sequence[Stage], *, device: str) -> OneEncoder:
+def load_family(folder: Path, stages: Sequence[Stage], *, device: str) -> Family:
     """Build the connectors of some stages and fill them with their weights."""
-    model: OneEncoder | None = None
+    if not stages:
+        raise UsageError(f"{folder}: a space without stages; align again into another folder")
+    family = aligning.new_family(recipe_of(stages[0]), device=device)
     for stage in stages:
-        recipe = OneEncoderRecipe.from_json(stage.record["recipe"])
-        widths = {name: known["width"] for name, known in stage.record["encoders"].items()}
-        weights = read_weights(folder, stage)
         # Untrained weights are drawn before they are filled: not from the caller's numbers.
         with torch.random.fork_rng(devices=[]):
-            if model is None:
-                model = aligning.build_model(widths, recipe)
-                model.load_state_dict(weights)
-            else:
-                entrance = aligning.build_entrance(widths, recipe)
-                entrance.load_state_dict(weights)
-                model.entrances.append(entrance)
-    if model is None:
-        raise UsageError(f"{folder}: a space without stages; align again into another folder")
-    for parameter in model.parameters():
+            part = family.grow(recipe_of(stage), growth_of(stage))
+        part.load_state_dict(read_weights(folder, stage))
+        family.remember(stage.record["temperature"])
+    for parameter in family.model.parameters():
         parameter.requires_grad_(False)
-    return model.eval().to(device)
+    family.model.eval().to(device)
+    return family
+
+
+def recipe_of(stage: Stage) -> Recipe:
+    """Return the recipe that a stage recorded."""
+    return recipe_from_json(stage.record["family"], stage.record["recipe"])
+
+
+def growth_of(stage: Stage) -> Growth:
+    """Return what a stage brought."""
+    widths = {name: known["width"] for name, known in stage.record["encoders"].items()}
+    directions = tuple((a, b) for a, b in stage.record["directions"])
+    return Growth(widths, stage.record.get("anchor"), directions)
 
 
 def verify_space(folder: Path, galleries: Iterable[Path | str] = ()) -> dict[str, Any]:
@@ -519,16 +524,26 @@ def verify_space(folder: Path, galleries: Iterable[Path | str] = ()) -> dict[str
 
 
 def rehashed_paths(space: Space, problems: dict[str, list[str]]) -> dict[str, str]:
-    """Hash again what each modality passes through; add to `problems` where it differs."""
-    paths = {}
+    """Hash again what each modality passes through; add to `problems` where it differs.
+
+    Returns:
+        The hash of what is stored of each modality.
+    """
+    known = {
+        name: encoder["fingerprint"]
+        for stage in space.stages
+        for name, encoder in stage.record["encoders"].items()
+    }
+    paths: dict[str, str] = {}
     for stage in space.stages:
-        recipe = OneEncoderRecipe.from_json(stage.record["recipe"])
-        for modality, known in stage.record["encoders"].items():
-            shape = aligning.path_shape(recipe)
-            found = path_sha256(space.model.path(modality), shape, known["fingerprint"])
-            paths[modality] = found
-            if found != stage.record["embeddings"][modality]:
-                problems[stage.name].append(f"{modality}: passes through other weights than before")
+        found = aligning.ways_record(space.family, growth_of(stage), known)
+        paths |= found["embeddings"]
+        for kind, hashes in found.items():
+            problems[stage.name] += [
+                f"{name}: passes through other weights than before"
+                for name, sha256 in hashes.items()
+                if sha256 != stage.record[kind][name]
+            ]
     return paths
 
 
@@ -564,10 +579,15 @@ def chosen_split(pairs: Pairs, split: str | None) -> str | None:
     return chosen
 
 
-def every_direction(modalities: Iterable[str]) -> list[tuple[str, str]]:
-    """Return all ordered pairs of different modalities."""
-    names = list(modalities)
-    return [(a, b) for a in names for b in names if a != b]
+def renumbered(
+    pairs: np.ndarray, members: Mapping[str, np.ndarray], source: str, target: str
+) -> np.ndarray:
+    """Return pairs of item numbers as pairs of places among the members of each side."""
+    places = [
+        np.searchsorted(members[modality], pairs[:, side])
+        for side, modality in enumerate((source, target))
+    ]
+    return np.stack(places, axis=1)
 
 
 def summary(space: Space) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modalign.errors import DataError
-from modalign.recipes import CHECKPOINT_SECONDS, OneEncoderRecipe
+from modalign.recipes import CHECKPOINT_SECONDS, Recipe
 from modalign.storage import write_json_lines
 from modalign.training.checkpoints import read_checkpoint, write_checkpoint
 
@@ -49,6 +49,13 @@ class Objective(ABC):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Measure the validation split; "recall" decides, ties by "mean_reciprocal_rank"."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what `loss` remembers of earlier steps, as JSON values; nothing as a rule."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most remember nothing
+        """Take what `state` gave, when a run is gone on with."""
 
 
 @dataclass
@@ -85,7 +92,7 @@ class FitResult:
 
 def fit(
     objective: Objective,
-    recipe: OneEncoderRecipe,
+    recipe: Recipe,
     *,
     folder: Path,
     run: str,
@@ -124,7 +131,7 @@ def fit(
 
 class _Loop:
     def __init__(
-        self, objective: Objective, recipe: OneEncoderRecipe, *, folder: Path, run: str, seed: int
+        self, objective: Objective, recipe: Recipe, *, folder: Path, run: str, seed: int
     ) -> None:
         self.objective = objective
         self.recipe = recipe
@@ -229,7 +236,12 @@ class _Loop:
             tensors[f"best.{name}"] = self.best_weights[name]
         for index, loss in enumerate(self.losses):
             tensors[f"losses.{index}"] = loss
-        header = {"run": self.run, "state": vars(state), "lines": self.lines}
+        header = {
+            "run": self.run,
+            "state": vars(state),
+            "lines": self.lines,
+            "objective": self.objective.state(),
+        }
         write_checkpoint(self.folder / CHECKPOINT_FILE, tensors, header)
         self._saved = time.monotonic()
 
@@ -241,6 +253,7 @@ class _Loop:
         tensors, header = found
         self.state = RunState(**header["state"])
         self.lines = header["lines"]
+        self.objective.restore(header["objective"])
         count = sum(name.startswith("losses.") for name in tensors)
         self.losses = [tensors[f"losses.{index}"].to(self.device) for index in range(count)]
         moments: dict[int, dict[str, Tensor]] = {}
@@ -263,9 +276,7 @@ class _Loop:
             parameter.data.copy_(self.best_weights[name])
 
 
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], recipe: OneEncoderRecipe
-) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """Return AdamW; weight decay is for matrices, not for biases, norms and temperatures."""
     matrices = [p for p in parameters.values() if p.ndim > 1]
     others = [p for p in parameters.values() if p.ndim <= 1]

@@ -1,0 +1,255 @@
+"""What a space asks of its connectors, whichever family they are of.
+
+    shared space (OneEncoder)    gallery_b = embed_b(z_b)            query_{a->b} = embed_a(z_a)
+    directed maps (Alt-MoE)      gallery_b = z_b as encoded          query_{a->b} = map_{a->b}(z_a)
+
+Search, evaluation and verification know the two sides and nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from modalign.connectors.mixture import Direction as ModalityDirection
+from modalign.encoders import Features
+from modalign.evaluation import Direction, evaluate_direction
+from modalign.features import FeatureTable
+from modalign.recipes import Recipe
+from modalign.space.paired import PairedTables, chunks
+from modalign.training import Objective
+
+# How features become vectors, as ("embed", "image"), ("raw", "text"), ("map", "image", "text").
+Way = tuple[str, ...]
+
+
+class StageObjective(Objective):
+    """The job of one stage.
+
+    Attributes:
+        temperature: What the stage records: one figure, or one for each direction.
+    """
+
+    @property
+    @abstractmethod
+    def temperature(self) -> float | dict[str, float]:
+        """The divisor of similarity as it is now."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a stage brings.
+
+    Attributes:
+        widths: D_m of the new modalities' encoders.
+        anchor: The modality that was there, None in a first stage.
+        directions: (source, target) each, that are trained and measured.
+    """
+
+    widths: Mapping[str, int]
+    anchor: str | None
+    directions: tuple[ModalityDirection, ...]
+
+
+class Family(ABC):
+    """Fitted connectors, stage by stage.
+
+    Attributes:
+        name: As a stage records it.
+        recipe: The first stage's.
+        device: Where it computes.
+        model: All connectors.
+        widths: D_m of each modality's encoder, in the order they joined.
+        score: What evaluation goes by unless told otherwise.
+    """
+
+    name: ClassVar[str]
+    # What a first stage joins; None: two or more.
+    first_modalities: ClassVar[int | None]
+    model: nn.Module
+
+    def __init__(self, recipe: Recipe, *, device: str = "cpu") -> None:
+        self.recipe: Any = recipe
+        self.device = device
+        self.widths: dict[str, int] = {}
+        self.score = ""
+
+    # Training
+
+    @abstractmethod
+    def growth(self, recipe: Any, widths: Mapping[str, int], *, anchor: str | None) -> Growth:
+        """Plan a stage.
+
+        Raises:
+            UsageError: The recipe cannot be used for these modalities.
+        """
+
+    @abstractmethod
+    def grow(self, recipe: Any, growth: Growth) -> nn.Module:
+        """Add what a stage trains, untrained; its state is what the stage keeps."""
+
+    @abstractmethod
+    def remember(self, temperature: Any) -> None:
+        """Take the temperature that the newest stage recorded."""
+
+    @abstractmethod
+    def objective(
+        self,
+        recipe: Any,
+        growth: Growth,
+        *,
+        train: Sequence[PairedTables],
+        validation: Sequence[PairedTables],
+        seed: int,
+    ) -> StageObjective:
+        """Return the job of training what `grow` added last."""
+
+    # The two sides of retrieval
+
+    @abstractmethod
+    def gallery_way(self, modality: str) -> Way:
+        """Return what is stored of a modality."""
+
+    @abstractmethod
+    def query_way(self, source: str, target: str, *, score: str = "") -> Way:
+        """Return what is asked of a target's gallery.
+
+        Args:
+            source: The queries' modality.
+            target: The gallery's.
+            score: Of directed maps, the kind of vector; by default `score`.
+
+        Raises:
+            UsageError: No way leads there, or the family has no such kind.
+        """
+
+    @abstractmethod
+    def temperature_of(self, source: str, target: str) -> float:
+        """Return the divisor of similarity between two modalities."""
+
+    @abstractmethod
+    def send(self, way: Way, features: Features) -> np.ndarray:
+        """Send checked features some way: vectors float32 [N, D] of any length but 0.
+
+        A row's bits do not depend on the rows it comes with, nor on the number of threads.
+        """
+
+    @abstractmethod
+    def width_of(self, way: Way) -> int:
+        """Return D."""
+
+    @abstractmethod
+    def way_sha256(self, way: Way, fingerprint: str) -> str:
+        """Return the hash of all that features of an encoder pass through on a way."""
+
+    def ways_of(self, growth: Growth) -> dict[str, Way]:
+        """Return the query ways a stage brings beside its galleries', by what they are called."""
+        return {}
+
+
+def send_table(family: Family, way: Way, table: FeatureTable) -> np.ndarray:
+    """Send every row of a table, a chunk at a time, float32 [N, D]."""
+    if not len(table):
+        return np.zeros((0, family.width_of(way)), np.float32)
+    return np.concatenate([family.send(way, features) for features in chunks(table)])
+
+
+class Sides:
+    """Both sides of retrieval between tables of features, each sent once a way.
+
+    Args:
+        family: The connectors.
+        tables: Features by modality.
+    """
+
+    def __init__(self, family: Family, tables: Mapping[str, FeatureTable]) -> None:
+        self.family = family
+        self.tables = tables
+        self._sent: dict[Way, np.ndarray] = {}
+
+    def between(
+        self, source: str, target: str, *, score: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return queries [Q, D] and gallery [G, D], of any length.
+
+        Args:
+            source: The queries' modality.
+            target: The gallery's.
+            score: Of directed maps: what to compare by; see `Space.evaluate`.
+        """
+        score = score or self.family.score
+        if score == "fused":
+            return self._fused(source, target)
+        query = self.family.query_way(source, target, score=score)
+        return self._side(source, query), self._side(target, self.family.gallery_way(target))
+
+    def _fused(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return vectors whose product is the sum of both directions' similarities.
+
+        Each similarity is divided by its direction's temperature, as in training.
+        """
+        family = self.family
+        queries, gallery = [], []
+        for a, b in ((source, target), (target, source)):
+            mapped = self._side(a, family.query_way(a, b, score="contrast"))
+            raw = unit_rows(self._side(b, family.gallery_way(b)))
+            share = family.temperature_of(a, b) ** -0.5
+            queries.append(share * (mapped if a == source else raw))
+            gallery.append(share * (raw if a == source else mapped))
+        return np.concatenate(queries, axis=1), np.concatenate(gallery, axis=1)
+
+    def _side(self, modality: str, way: Way) -> np.ndarray:
+        if way not in self._sent:
+            self._sent[way] = send_table(self.family, way, self.tables[modality])
+        return self._sent[way]
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return rows of length 1; one of zeros stays."""
+    unit: np.ndarray = vectors / np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)
+    )
+    return unit
+
+
+def measure(
+    family: Family, paired: PairedTables, directions: Sequence[ModalityDirection], *, seed: int = 0
+) -> list[Direction]:
+    """Evaluate some directions of a split."""
+    sides = Sides(family, paired.tables)
+    return [
+        evaluate_direction(
+            *sides.between(source, target),
+            paired.oriented(source),
+            source=source,
+            target=target,
+            seed=seed,
+        )
+        for source, target in directions
+    ]
+
+
+def measure_all(
+    family: Family, paired: Sequence[PairedTables], directions: Sequence[ModalityDirection]
+) -> list[Direction]:
+    """Evaluate a stage's directions, each on the tables that join its modalities."""
+    return [
+        measured
+        for tables in paired
+        for measured in measure(family, tables, tables.among(directions))
+    ]
+
+
+def mean_figures(measured: Sequence[Direction]) -> dict[str, float]:
+    """Return what training decides by: means over directions, and each direction's recall@1."""
+    count = len(measured)
+    return {
+        "recall": sum(d.recall_at_1 for d in measured) / count,
+        "mean_reciprocal_rank": sum(d.mean_reciprocal_rank for d in measured) / count,
+        **{f"{d.source}->{d.target}": d.recall_at_1 for d in measured},
+    }

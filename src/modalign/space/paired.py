@@ -1,0 +1,80 @@
+"""Features of two modalities and the pairs between them: what stages train on and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modalign.encoders import Features
+from modalign.features import FeatureTable
+
+# Rows embedded or read at a time where the whole would not fit.
+CHUNK_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class PairedTables:
+    """Features of two modalities and which rows belong together, of one split.
+
+    Attributes:
+        first: Modality of the first column of `pairs`.
+        second: Modality of the second.
+        tables: Features by modality.
+        pairs: (row of the first table, row of the second), int64 [P, 2].
+    """
+
+    first: str
+    second: str
+    tables: dict[str, FeatureTable]
+    pairs: np.ndarray
+
+    def oriented(self, source: str) -> np.ndarray:
+        """Return (row of the source, row of the other) for every pair, int64 [P, 2]."""
+        return self.pairs if source == self.first else self.pairs[:, ::-1]
+
+    def among(self, directions: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the directions between these two modalities."""
+        return [d for d in directions if set(d) == {self.first, self.second}]
+
+
+def chunks(table: FeatureTable) -> Iterator[Features]:
+    """Return the rows of a table in order, some thousand at a time."""
+    starts = range(0, len(table), CHUNK_ROWS)
+    return (table.take(np.arange(s, min(s + CHUNK_ROWS, len(table)))) for s in starts)
+
+
+def first_rows(paired: PairedTables, limit: int) -> PairedTables:
+    """Keep the pairs of the first `limit` items of the first modality, and those items."""
+    chosen = np.unique(paired.pairs[:, 0])[:limit]
+    pairs = paired.pairs[np.isin(paired.pairs[:, 0], chosen)]
+    first, first_index = np.unique(pairs[:, 0], return_inverse=True)
+    second, second_index = np.unique(pairs[:, 1], return_inverse=True)
+    return PairedTables(
+        paired.first,
+        paired.second,
+        {
+            paired.first: paired.tables[paired.first].subset(first),
+            paired.second: paired.tables[paired.second].subset(second),
+        },
+        np.stack([first_index, second_index], axis=1),
+    )
+
+
+def feature_figures(table: FeatureTable) -> tuple[Tensor, Tensor]:
+    """Return the mean and the deviation of a table's features over valid positions, [D_m] each."""
+    total = np.zeros(table.width)
+    squares = np.zeros(table.width)
+    count = 0
+    for features in chunks(table):
+        valid = features.values if features.mask is None else features.values[features.mask]
+        flat = valid.astype(np.float64)
+        total += flat.sum(0)
+        squares += np.square(flat).sum(0)
+        count += len(flat)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
