@@ -2,10 +2,10 @@
 
     python bench/photos.py --data ../shared/data
 
-Photos (Flickr8k, 4,500 + 500) are aligned with their captions by OneEncoder over MobileNetV2
-and MiniLM; sounds (ESC-10, fold 4 left out) are added over YAMNet by labels and titles; clips
-made from the photos are added by captions. Everything is measured on validation rows: training
-stops by them, and the recipe's defaults were chosen on them.
+Photos (Flickr8k, 4,500 + 500) are aligned with their captions over MobileNetV2 and MiniLM, by
+OneEncoder or (--recipe alt-moe) by directed maps; sounds (ESC-10, fold 4 left out) are added over
+YAMNet by labels and titles; clips made from the photos are added by captions. Everything is
+measured on validation rows: training stops by them, and the recipes' defaults were chosen on them.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def one_seed(
     pair = {name: encoders[name] for name in ("image", "text")}
     space = align(photos, pair, out=folder, recipe=recipe, **shared)
     seconds = {"image+text": space.stages[-1].run["seconds"]}
-    directions = space.evaluate(photos, cache=shared["cache"])
+    directions = space.evaluate(photos, cache=shared["cache"], score=options.score)
     if not options.photos_only:
         for table, name in ((tables.sounds, "audio"), (tables.clips, "video")):
             space.add(read_pairs(table, [name, "text"]), encoders[name], **shared)
             seconds[name] = space.stages[-1].run["seconds"]
-        directions += later_directions(space, tables, shared["cache"])
+        directions += later_directions(space, tables, shared["cache"], score=options.score)
     return {
         "directions": directions,
         "seconds": seconds,
@@ -93,15 +93,20 @@ def one_seed(
     }
 
 
-def later_directions(space: Space, tables: Tables, cache: Path) -> list[Direction]:
+def later_directions(
+    space: Space, tables: Tables, cache: Path, *, score: str | None
+) -> list[Direction]:
     """Measure what joined later: sounds by class words, clips by captions and by photos."""
     classes = read_pairs(tables.sound_classes, ["audio", "text"])
     clips = read_pairs(tables.clips_and_photos, ["video", "text", "image"], validation=0.0)
     never_paired = [("image", "video"), ("video", "image")]
     return [
-        *space.evaluate(classes, directions=CLASS_DIRECTIONS, cache=cache),
+        *space.evaluate(classes, directions=CLASS_DIRECTIONS, cache=cache, score=score),
         *space.evaluate(
-            clips, directions=[("text", "video"), ("video", "text"), *never_paired], cache=cache
+            clips,
+            directions=[("text", "video"), ("video", "text"), *never_paired],
+            cache=cache,
+            score=score,
         ),
     ]
 
@@ -130,6 +135,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=500, help="training clips")
     parser.add_argument("--recipe", default="oneencoder")
+    parser.add_argument(
+        "--score",
+        choices=["contrast", "prediction", "fused"],
+        help="of directed maps (--recipe alt-moe): which vectors to compare by",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--photos-only", action="store_true", help="the first stage alone")
     parser.add_argument("--json", action="store_true")

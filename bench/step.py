@@ -27,6 +27,7 @@ from modalign.features.store import FeatureArray
 from modalign.recipes import Recipe, named_recipe
 from modalign.space.aligning import new_family
 from modalign.space.paired import PairedTables
+from modalign.training import Objective
 from modalign.training.loop import autocast, make_optimizer
 
 # Recipe, precision, share of the peak to reach.
@@ -64,7 +65,7 @@ def step_share(name: str, precision: str, options: argparse.Namespace, *, target
         {"precision": precision, "batch_size": options.batch, **sizes}
     )
     torch.manual_seed(options.seed)
-    step = training_step(recipe)
+    step, _ = training_step(recipe)
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
@@ -97,8 +98,8 @@ def step_share(name: str, precision: str, options: argparse.Namespace, *, target
     )
 
 
-def training_step(recipe: Recipe) -> Callable[[], None]:
-    """Return a function that trains a first stage by one step a direction."""
+def training_step(recipe: Recipe) -> tuple[Callable[[], None], Objective]:
+    """Return a function that trains a first stage by one step a direction, and its job."""
     rows = recipe.batch_size
     pairs = torch.arange(rows).repeat(2, 1).T.numpy()
     features = {name: torch.randn(rows, width).half().numpy() for name, width in WIDTHS.items()}
@@ -119,7 +120,7 @@ def training_step(recipe: Recipe) -> Callable[[], None]:
             loss.backward()
             optimizer.step()
 
-    return step
+    return step, objective
 
 
 def product_shapes(batch: int, *, width: int) -> list[tuple[int, int, int]]:

@@ -193,6 +193,8 @@ def test_wrong_quoting_is_told_with_its_line(photos: Path, refused: Refused):
         (b"", "photos.csv"),
         (b"image,text\n", "photos.csv"),
         (b"picture,caption\na.jpg,b\n", "--column"),
+        (b"image;text\na.jpg;b\n", "the separator seems to be ';', expected ','"),
+        (b'image,text\nphotos/1.jpg,"[""a dog"", ""b"""\n', "photos.csv row 1 (line 2): column"),
         (b"\xff\xfe\x00\x01 no table", "photos.csv"),
     ],
 )
@@ -339,7 +341,8 @@ def test_wrong_additions_leave_the_space_as_it_is(
     before = contents(vectors["space"])
     add = ["add", vectors["space"], vectors["world"] / "pairs.csv", "--cache", tmp_path / "cache"]
     there = refused(2, *add, *named(vectors["world"], "audio"), "--anchor", "text")
-    assert "it has image, text, audio; give a new modality another name" in there
+    assert "has audio already (its modalities: image, text, audio)" in there
+    assert "give the new modality another name" in there
     missing = refused(2, *add, *named(vectors["world"], "video"), "--anchor", "smell")
     assert "anchor 'smell' is unknown; known: audio, image, text" in missing
     assert contents(vectors["space"]) == before

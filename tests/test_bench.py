@@ -14,6 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {
     "step": ["--batch", "8", "--rounds", "1", "--width", "16"],
+    "maps": ["--width", "16", "--queries", "3", "--batch", "8"],
     "store": ["--data", "nowhere", "--rows", "5000", "--width", "8", "--rounds", "1"],
     "memory": ["--rows", "200", "--width", "8", "--validation", "0.1"],
     "bits": ["--data", "nowhere", "--rows", "3", "--items", "2"],

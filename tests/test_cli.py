@@ -27,6 +27,7 @@ DIRECTION_KEYS = {
 }  # fmt: skip
 STAGE_KEYS = {"space", "stage", "trainable_parameters", "encoded", "seconds", "validation"}
 ALIGN = ["align", "pairs.csv", "--out", "nothing-there"]
+BUILTIN = ["--encoder", "image=builtin:pixels", "--encoder", "text=builtin:ngrams"]
 FIELDS = {item.name: item for item in dataclasses.fields(OneEncoderRecipe)}
 
 
@@ -122,9 +123,53 @@ def test_every_recipe_field_is_a_flag_whose_help_says_the_default(run: Run):
             shown = item.default
             if isinstance(shown, bool):
                 shown = "on" if shown else "off"
-            words = re.escape("".join(f"{item.metadata['help']}.[default:".split()))
+            only = sum(hasattr(other, item.name) for other in RECIPE_CLASSES) == 1
+            whose = f" ({recipe.family} only)" if only else ""
+            words = re.escape("".join(f"{item.metadata['help']}{whose}.[default:".split()))
             own = f"(({recipe.family})?|[^]]*;{recipe.family}|{recipe.family}(?=[^]]*;))"
             assert re.search(rf"{words}{own}{re.escape(str(shown))}[;\]]", text), item.name
+
+
+def test_recipe_help_starts_with_a_capital_and_lists_what_may_be_chosen(run: Run):
+    _, out, _ = run("align", "--help")
+    text = "".join(out.split())
+    for recipe in RECIPE_CLASSES:
+        for item in dataclasses.fields(recipe):
+            assert item.metadata["help"][0].isupper(), item.name
+            if choices := item.metadata["choices"]:
+                assert f"--{item.name.replace('_', '-')}[{'|'.join(choices)}]" in text
+    assert {name for name, item in FIELDS.items() if item.metadata["choices"]} == {
+        "schedule", "precision", "fusion", "token",
+    }  # fmt: skip
+
+
+def test_help_says_what_holds_where_no_encoder_is_given(run: Run):
+    for command in COMMANDS:
+        text = " ".join(run(command, "--help")[1].split())
+        if command in ("embed", "search", "evaluate"):
+            assert "lists the adapters. [default: the space's own]" in text
+        elif command in ("align", "add", "encode"):
+            assert "lists the adapters. [required]" in text
+
+
+def test_a_seed_is_shown_where_something_is_drawn_and_taken_everywhere(
+    made: dict[str, Any], run: Run
+):
+    shown = {name for name in COMMANDS if "--seed" in run(name, "--help")[1]}
+    assert {"demo", "align", "add", "evaluate"} <= shown
+    assert not shown & {"encode", "embed", "search"}
+    call = ["search", made["space"], made["gallery"], "--text", "t1", "--seed"]
+    assert run(*call, "3")[0] == 0
+    assert run(*call, "-3")[0] == 2
+
+
+def test_recipes_prints_flags_as_they_are_typed(run: Run):
+    _, out, _ = run("recipes")
+    own, paper = out.split("oneencoder-paper:")
+    assert "    --standardize\n" in own
+    assert "    --no-standardize\n" in paper.split("alt-moe:")[0]
+    assert "    --width 512\n" in own
+    assert "True" not in out
 
 
 def test_add_offers_only_what_a_later_stage_can_change(run: Run):
@@ -342,7 +387,8 @@ def test_a_folder_of_pictures_is_embedded_and_its_broken_ones_listed(
     ]
     status, _, err = run(*call, "--out", tmp_path / "g1")
     assert status == 1
-    assert "photos/bad.png" in err
+    assert err.startswith("modalign: photos/bad.png: ")
+    assert err.count("bad.png") == 1
     shown = printed(*call, "--out", tmp_path / "g2", "--on-error", "skip")
     assert shown["rows"] == 12
     assert [item["where"] for item in shown["skipped"]] == ["photos/bad.png"]
@@ -350,6 +396,105 @@ def test_a_folder_of_pictures_is_embedded_and_its_broken_ones_listed(
         "search", tmp_path / "space", tmp_path / "g2", "--image", folder / "3.png", "-k", 1
     )
     assert (status, out.split()[2]) == (0, "3.png")
+
+
+# The split of training ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(made: dict[str, Any]) -> Path:
+    """A space whose rows were held out with another seed and share than the defaults."""
+    space = made["root"] / "drawn"
+    call = [
+        "align", made["world"] / "pairs.csv", *named(made["world"], "image", "text"),
+        "--out", space, "--seed", 3, "--validation", 0.2, *made["cache"], *SIZES,
+    ]  # fmt: skip
+    assert main([str(argument) for argument in call]) == 0
+    return space
+
+
+def split_of(space: Path, stage: str = "0-image+text") -> Any:
+    record = json.loads((space / "stages" / stage / "stage.json").read_text(encoding="utf-8"))
+    return record["pairs"]["split"]
+
+
+def test_a_stage_records_what_its_split_was_drawn_with_and_which_rows(
+    drawn: Path, made: dict[str, Any]
+):
+    split = split_of(drawn)
+    assert (split["seed"], split["validation"]) == (3, 0.2)
+    rows = [int(row) for row in split["rows"].split(",")]
+    assert len(rows) == 32
+    assert rows == sorted(rows)
+    assert split["rows"] != split_of(made["space"])["rows"]
+
+
+def test_evaluate_measures_the_rows_that_were_held_out_in_training(
+    drawn: Path, made: dict[str, Any], printed: Any
+):
+    shown = printed("evaluate", drawn, made["world"] / "pairs.csv", *made["cache"])
+    stage = json.loads((drawn / "stages" / "0-image+text" / "stage.json").read_text())
+    assert [d["queries"] for d in shown["directions"]] == [32, 32]
+    kept = [(d["from"], d["recall_at_1"], d["median_rank"]) for d in shown["directions"]]
+    trained = stage["validation"]["directions"]
+    assert kept == [(d["from"], d["recall_at_1"], d["median_rank"]) for d in trained]
+
+
+def test_evaluate_refuses_a_split_that_would_measure_what_was_trained_on(
+    drawn: Path, made: dict[str, Any], run: Run, printed: Any
+):
+    call = ["evaluate", drawn, made["world"] / "pairs.csv", *made["cache"]]
+    for flag, value, used in (("--seed", "0", "3"), ("--validation", "0.1", "0.2")):
+        line = refused(run, *call, flag, value)
+        assert f"{flag} {value}: the space was trained on pairs.csv with {flag} {used}" in line
+        assert "rows that it was trained on would be measured" in line
+        assert "--split all" in line
+    shown = printed(*call, "--seed", "0", "--split", "all")
+    assert [d["queries"] for d in shown["directions"]] == [160, 160]
+    same = printed(*call, "--seed", "3", "--validation", "0.2")
+    assert [d["queries"] for d in same["directions"]] == [32, 32]
+
+
+def test_pairs_the_space_never_saw_are_split_as_the_flags_say(
+    drawn: Path, made: dict[str, Any], printed: Any, tmp_path: Path
+):
+    rows = [[f"i{row}", f"t{row}"] for row in range(100)]
+    pairs = write_table(tmp_path / "others.csv", ["image", "text"], rows)
+    shown = printed(
+        "evaluate", drawn, pairs, "--seed", "5", "--validation", "0.3", *made["cache"]
+    )  # fmt: skip
+    assert [d["queries"] for d in shown["directions"]] == [30, 30]
+
+
+def test_a_modality_added_on_the_same_pairs_holds_the_same_rows_out(
+    drawn: Path, made: dict[str, Any], run: Run, printed: Any, tmp_path: Path
+):
+    space, pairs = tmp_path / "space", made["world"] / "pairs.csv"
+    shutil.copytree(drawn, space)
+    add = ["add", space, pairs, *named(made["world"], "audio"), "--anchor", "text", *STEPS]
+    line = refused(run, *add, "--validation", "0.1", *made["cache"])
+    assert "trained on pairs.csv with --validation 0.2" in line
+    printed(*add, "--seed", "8", *made["cache"])
+    assert split_of(space, "1-audio") == split_of(drawn)
+    shown = printed("evaluate", space, pairs, *made["cache"])
+    assert [d["queries"] for d in shown["directions"]] == [32] * 6
+
+
+def test_a_split_column_that_training_went_by_is_not_left_out_of_evaluate(
+    made: dict[str, Any], run: Run, printed: Any, tmp_path: Path
+):
+    words = ["train"] * 120 + ["validation"] * 20 + ["test"] * 20
+    rows = [[f"i{row}", f"t{row}", word] for row, word in enumerate(words)]
+    pairs = write_table(tmp_path / "pairs.csv", ["image", "text", "split"], rows)
+    space, encoders = tmp_path / "space", named(made["world"], "image", "text")
+    printed("align", pairs, *encoders, "--out", space, *made["cache"], *SIZES)
+    assert split_of(space) is None
+    # The seed is then that of the intervals alone.
+    for seed in ([], ["--seed", "4"]):
+        shown = printed("evaluate", space, pairs, *seed, *made["cache"])
+        assert [d["queries"] for d in shown["directions"]] == [20, 20]
+    line = refused(run, "evaluate", space, pairs, "--column", "split=", *made["cache"])
+    assert "trained on the rows that its split column names" in line
 
 
 # Calls that must change --------------------------------------------------------------------
@@ -380,7 +525,8 @@ def refused(run: Run, *arguments: object, status: int = 2) -> str:
         ([*ALIGN, "--seed", "-1"], "'--seed': -1 is not in the range"),
         ([*ALIGN, "--device", "abacus"], "--device abacus: cannot be used here"),
         ([*ALIGN, "--encoder", "image"], "expected NAME=VALUE"),
-        ([*ALIGN, "--encoder", "image=cnn:a"], "known: builtin, hub, onnx"),
+        ([*ALIGN, "--encoder", "image=cnn:a"], "one --encoder is given (image), expected one for"),
+        ([*ALIGN, *BUILTIN], "PAIRS pairs.csv: there is no such file"),
     ],
 )
 def test_a_wrong_call_is_one_line_with_the_way_out(run: Run, arguments: list[str], words: str):
@@ -433,8 +579,11 @@ def test_a_query_that_is_not_there_is_named(made: dict[str, Any], run: Run):
 def test_add_says_what_is_wrong_with_the_modality_or_the_anchor(made: dict[str, Any], run: Run):
     pairs, before = made["world"] / "pairs.csv", contents(made["space"])
     add = ["add", made["space"], pairs, *made["cache"]]
-    assert "all that are given are there already; it has image, text, audio" in refused(
+    assert "has audio already (its modalities: image, text, audio), expected" in refused(
         run, *add, *named(made["world"], "audio")
+    )
+    assert "2 new modalities (video, sensor), expected one" in refused(
+        run, *add, *named(made["world"], "video", "sensor")
     )
     video = named(made["world"], "video")
     assert "anchor 'smell' is unknown; known: audio, image, text" in refused(
@@ -458,14 +607,112 @@ def test_evaluate_says_which_modality_or_split_is_wrong(made: dict[str, Any], ru
 def test_what_is_there_is_not_written_over(made: dict[str, Any], run: Run):
     pairs, before = made["world"] / "pairs.csv", contents(made["root"])
     encoders = named(made["world"], "image", "text")
-    assert "a space is there already" in refused(
-        run, "align", pairs, *encoders, "--out", made["space"]
-    )
+    again = refused(run, "align", pairs, *encoders, "--out", made["space"])
+    assert "a space is there already, finished" in again
+    assert "to add a modality to it use `modalign add`" in again
     assert "is there already" in refused(
         run, "embed", made["space"], pairs, "--modality", "image", "--out", made["gallery"]
     )
     assert "holds other files" in refused(run, "align", pairs, *encoders, "--out", made["world"])
     assert contents(made["root"]) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (["align", "NONE", *BUILTIN, "--out", "x"], "PAIRS NONE: there is no such file"),
+        (["align", "PAIRS", *BUILTIN, "--out", "x", "--column", "text=words"], "column 'words'"),
+        (["add", "SPACE", "NONE", "--encoder", "video=hub:none"], "PAIRS NONE: there is no such"),
+        (["add", "SPACE", "PAIRS", "--encoder", "smell=hub:none", "--anchor", "text"],
+         "column 'smell'"),
+        (["evaluate", "SPACE", "NONE", "--encoder", "image=hub:none"], "PAIRS NONE: there is no"),
+        (["encode", "NONE", "--encoder", "image=hub:none"], "ITEMS NONE: there is no such file"),
+        (["encode", "PAIRS", "--encoder", "smell=hub:none"], "column 'smell'"),
+        (["embed", "SPACE", "NONE", "--modality", "image", "--encoder", "image=hub:none",
+          "--out", "x"], "ITEMS NONE: there is no such file"),
+    ],
+)  # fmt: skip
+def test_wrong_pairs_are_told_before_an_encoder_is_loaded(
+    made: dict[str, Any], run: Run, call: list[str], words: str
+):
+    # An encoder that cannot be loaded would be told instead.
+    where = {"SPACE": made["space"], "PAIRS": made["world"] / "pairs.csv", "NONE": "nope.csv"}
+    status = 1 if words.startswith("column") else 2
+    line = refused(run, *[where.get(word, word) for word in call], status=status)
+    assert words.replace("NONE", "nope.csv") in line
+
+
+def test_validation_0_without_a_split_column_is_refused_with_the_way_out(
+    made: dict[str, Any], run: Run
+):
+    line = refused(
+        run, "align", made["world"] / "pairs.csv", *named(made["world"], "image", "text"),
+        "--out", "x", "--validation", "0",
+    )  # fmt: skip
+    assert "--validation 0 holds no rows out to validate with, and no split column is read" in line
+    assert "leave --validation out" in line
+
+
+@pytest.mark.parametrize("flag", ["--text", "--query"])
+def test_an_empty_query_is_refused(made: dict[str, Any], run: Run, flag: str):
+    value = {"--text": " ", "--query": "text= "}[flag]
+    assert "--text is empty, expected what to search by" in refused(
+        run, "search", made["space"], made["gallery"], flag, value
+    )
+
+
+def test_a_query_file_that_is_not_there_is_a_wrong_call(printed: Any, run: Run, tmp_path: Path):
+    for number in range(12):
+        Image.new("RGB", (32, 32), (20 * number, 90, 0)).save(tmp_path / f"{number}.png")
+    rows = [[f"{number}.png", f"picture {number}"] for number in range(12)]
+    pairs = write_table(tmp_path / "pairs.csv", ["image", "text"], rows)
+    cache = ["--cache", tmp_path / "cache"]
+    printed("align", pairs, *BUILTIN, "--out", tmp_path / "space", *cache, *SIZES)
+    printed("embed", tmp_path / "space", pairs, "--modality", "text", "--out", tmp_path / "g",
+            *cache)  # fmt: skip
+    for query in (["--image", "nope.jpg"], ["--query", "image=nope.jpg"]):
+        line = refused(run, "search", tmp_path / "space", tmp_path / "g", *query)
+        assert "image query nope.jpg: there is no such file or folder; correct the path" in line
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        (["aling"], 2),
+        (["align", "nope.csv", *BUILTIN, "--out", "x"], 2),
+        (["encode", "BROKEN", "--encoder", "text=builtin:ngrams"], 1),
+    ],
+)
+def test_an_error_is_an_object_on_stdout_with_json_and_still_a_line_on_stderr(
+    run: Run, call: list[str], status: int, tmp_path: Path
+):
+    (tmp_path / "broken.csv").write_text("text\na,b\n", encoding="utf-8")
+    call = [str(tmp_path / "broken.csv") if word == "BROKEN" else word for word in call]
+    found, out, err = run(*call, "--json")
+    error = json.loads(out)["error"]
+    assert (found, error["exit_code"]) == (status, status)
+    assert err == f"modalign: {error['message']}\n"
+
+
+def test_verify_tells_a_gallery_of_another_space_from_a_changed_one(
+    made: dict[str, Any], drawn: Path, printed: Any, run: Run, tmp_path: Path
+):
+    gallery = tmp_path / "gallery"
+    printed(
+        "embed", drawn, made["world"] / "pairs.csv", "--modality", "image", "--out", gallery,
+        *made["cache"],
+    )  # fmt: skip
+    call = ["verify", made["space"], "--gallery", gallery]
+    status, out, _ = run(*call)
+    assert (status, f"gallery {gallery}: of another space\n" in out) == (1, True)
+    status, out, _ = run(*call, "--json")
+    (entry,) = json.loads(out)["galleries"]
+    assert (status, entry["ok"], entry["of_another_space"]) == (1, False, True)
+    flip_bit(gallery / "vectors.npy")
+    status, out, _ = run(*call)
+    assert (status, f"gallery {gallery}: CHANGED\n" in out) == (1, True)
+    status, out, _ = run("verify", drawn, "--gallery", gallery)
+    assert (status, f"gallery {gallery}: CHANGED\n" in out) == (1, True)
 
 
 def test_debug_shows_where_an_error_comes_from(made: dict[str, Any]):

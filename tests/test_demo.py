@@ -12,7 +12,7 @@ import pytest
 
 from modalign import UsageError, load_space
 from modalign.demo import Demo, DemoResult, commands, run_demo
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import AltMoERecipe, OneEncoderRecipe
 from modalign.worlds import WorldSizes
 from vector_spaces import contents
 
@@ -21,12 +21,15 @@ RECIPE = OneEncoderRecipe(
     width=64, heads=2, feedforward=64, batch_size=128, min_steps=200, learning_rate=3e-3
 )
 
+STORED_FILES = ("stored/space/stages/", "stored/store/")
+STORED = AltMoERecipe(width=64, experts=4, batch_size=64, min_steps=80, epochs=1)
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
     """A demo in a folder, run once."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, run_demo(Demo(folder, recipe=RECIPE, sizes=SIZES))
+    return folder, run_demo(Demo(folder, recipe=RECIPE, stored_recipe=STORED, sizes=SIZES))
 
 
 def test_it_writes_a_page_and_the_figures(told: tuple[Path, DemoResult]):
@@ -52,6 +55,27 @@ def test_nothing_stored_moved(told: tuple[Path, DemoResult]):
     assert load_space(folder / "space").verify(galleries)["ok"]
 
 
+def test_stored_vectors_are_searched_as_they_are(told: tuple[Path, DemoResult]):
+    folder, result = told
+    found = result.stored
+    assert found["unchanged"]
+    assert found["verify"]
+    assert (found["spec"], found["files"]) == ("stored/store/captions.npy", 2)
+    assert [line["from"] for line in found["directions"]] == ["image", "audio", "video"]
+    for line in found["directions"]:
+        assert line["gallery"] > 1000
+        # Four captions a scene: chance is below .04.
+        assert line["recall_at_10"] > 0.2, line
+    assert {row["direction"] for row in result.routing} == {
+        "image>text",
+        "audio>text",
+        "video>text",
+    }
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "A store searched as it is" in page
+    assert "Experts" in page
+
+
 def test_all_twelve_directions_are_well_above_chance(told: tuple[Path, DemoResult]):
     _, result = told
     paired = {(d.source, d.target): "text" in (d.source, d.target) for d in result.directions}
@@ -73,11 +97,13 @@ def test_every_direction_has_searches_with_some_right_answers(told: tuple[Path, 
 def test_a_second_call_makes_nothing_again(told: tuple[Path, DemoResult]):
     folder, first = told
     before = contents(folder)
-    again = run_demo(Demo(folder, recipe=RECIPE, sizes=SIZES))
+    again = run_demo(Demo(folder, recipe=RECIPE, stored_recipe=STORED, sizes=SIZES))
     after = contents(folder)
     kept = [
         name for name in before
-        if name.startswith(("world/", "space/stages/", "features/", "galleries/image/"))
+        if name.startswith(
+            ("world/", "space/stages/", "features/", "galleries/image/", *STORED_FILES)
+        )
         and not name.endswith(".lock")
     ]  # fmt: skip
     assert len(kept) > 600
@@ -91,7 +117,7 @@ def test_a_demo_that_lost_its_last_steps_goes_on(told: tuple[Path, DemoResult], 
     for name in ("galleries/video", "galleries/audio"):
         shutil.rmtree(tmp_path / "demo" / name)
     (tmp_path / "demo" / "report.html").unlink()
-    again = run_demo(Demo(tmp_path / "demo", recipe=RECIPE, sizes=SIZES))
+    again = run_demo(Demo(tmp_path / "demo", recipe=RECIPE, stored_recipe=STORED, sizes=SIZES))
     assert (tmp_path / "demo" / "report.html").exists()
     assert again.verify["ok"]
     for name in ("audio", "video"):
@@ -104,7 +130,7 @@ def test_a_folder_of_other_settings_or_other_files_is_refused(
 ):
     folder, _ = told
     before = contents(folder)
-    demo = Demo(folder, recipe=RECIPE, sizes=SIZES)
+    demo = Demo(folder, recipe=RECIPE, stored_recipe=STORED, sizes=SIZES)
     others = [{"seed": 1}, {"sizes": replace(SIZES, test=39)}, {"recipe": Demo.recipe}]
     for other in (replace(demo, **changes) for changes in others):
         with pytest.raises(UsageError, match=r"holds a demo of other settings \(demo.json\)"):
@@ -112,7 +138,7 @@ def test_a_folder_of_other_settings_or_other_files_is_refused(
     assert contents(folder) == before
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UsageError, match="is not empty and holds no demo; choose another --out"):
-        run_demo(Demo(tmp_path, recipe=RECIPE, sizes=SIZES))
+        run_demo(Demo(tmp_path, recipe=RECIPE, stored_recipe=STORED, sizes=SIZES))
 
 
 def test_what_to_try_next_names_files_that_are_there(told: tuple[Path, DemoResult]):
@@ -122,3 +148,6 @@ def test_what_to_try_next_names_files_that_are_there(told: tuple[Path, DemoResul
     lines = commands(str(folder / "space"), str(folder))
     assert any(f"sounds/{first_sound:04d}.wav" in line for line in lines)
     assert any(f"{folder}/galleries/image" in line for line in lines)
+    (line,) = [line for line in lines if "npy:" in line]
+    parts = line.replace("npy:", "").split()
+    assert all(Path(part).exists() for part in parts if part.startswith("/")), line

@@ -69,7 +69,8 @@ def test_what_has_a_flag_of_its_own_is_no_option(name):
 
 
 def test_our_own_adapters_are_known():
-    assert set(known_encoders([])) == {"builtin", "hub", "onnx", "vectors"} == set(OWN_ADAPTERS)
+    known = {"builtin", "hub", "onnx", "store", "vectors"}
+    assert set(known_encoders([])) == known == set(OWN_ADAPTERS)
 
 
 @pytest.mark.parametrize("name", sorted(OWN_ADAPTERS))
@@ -78,7 +79,9 @@ def test_each_of_our_adapters_can_be_imported(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="'hug' is unknown; known: builtin, hub, onnx, vectors"):
+    with pytest.raises(
+        UsageError, match="'hug' is unknown; known: builtin, hub, onnx, store, vectors"
+    ):
         load_encoder("hug:bert", plugins=[])
 
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -113,8 +114,56 @@ def test_five_captions_of_a_photo_are_five_positives(folder):
 
 
 def test_a_cell_that_is_a_json_list_of_strings_is_a_list(tmp_path):
-    pairs = read_keys(key_table(tmp_path, 'x,"[""p"", ""q""]"', "y,[p", "z,[1]", 'w,"[""p""] q"'))
-    assert values_by_row(pairs, "b") == [["p", "q"], ["[p"], ["[1]"], ['["p"] q']]
+    pairs = read_keys(key_table(tmp_path, 'x,"[""p"", ""q""]"', "y,[p", "z,[1]", 'w,"[""[""]"'))
+    assert values_by_row(pairs, "b") == [["p", "q"], ["[p"], ["[1]"], ["["]]
+    assert values_by_row(read_keys(key_table(tmp_path, "x,[laughs] a man")), "b") == [
+        ["[laughs] a man"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "cell", ['["a dog", "b"', "['a dog', 'a cat']", '["p"] q', '["a", 1]', '[ "a", ']
+)
+def test_a_cell_that_begins_as_a_list_and_is_none_is_an_error(tmp_path, cell):
+    table = tmp_path / "keys.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["a", "b"], ["x", "p"], ["y", cell]])
+    with pytest.raises(DataError, match=r"keys.csv row 2 \(line 3\): column 'b' holds") as caught:
+        read_keys(table)
+    assert "is no JSON list of texts" in str(caught.value)
+    assert "write a text that begins so as a list of one" in str(caught.value)
+    # As a list of one text it is that text.
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["a", "b"], ["y", json.dumps([cell])]])
+    assert values_by_row(read_keys(table), "b") == [[cell]]
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "shown"),
+    [("t.csv", ";", "';'"), ("t.csv", "\t", r"'\\t'"), ("t.tsv", ",", "','")],
+)
+def test_another_separator_is_told(tmp_path, name, mark, shown):
+    for row in ("x{}y", "x{}y, z\tw"):
+        table = write(tmp_path / name, f"a{mark}b", row.format(mark))
+        with pytest.raises(DataError, match=f"the separator seems to be {shown}, expected"):
+            read_keys(table)
+
+
+def test_pairs_know_their_rows_and_what_was_held_out_with_what(tmp_path):
+    rows = [f"x{row},y{row}" for row in range(20)]
+    pairs = read_keys(key_table(tmp_path, *rows), validation=0.2, seed=7)
+    assert pairs.rows.tolist() == list(range(1, 21))
+    assert (pairs.split_seed, pairs.validation_share) == (7, 0.2)
+    assert len(pairs.held_out()) == 4
+    first, second = pairs.held_out().tolist()[:2]
+    dropped = pairs.without("a", [first - 1], ["broken"])
+    assert dropped.held_out().tolist() == pairs.held_out().tolist()[1:]
+    again = dropped.holding_out(np.array([first, second]), seed=1, share=0.1)
+    assert again.held_out().tolist() == [second]
+    assert (again.split_seed, again.validation_share) == (1, 0.1)
+    rows = [f"{row},{'train' if number % 2 else 'val'}" for number, row in enumerate(rows)]
+    named = read_keys(key_table(tmp_path, *rows, header="a,b,split"), validation=0.2)
+    assert (named.split_seed, named.validation_share) == (None, None)
 
 
 def test_a_list_on_both_sides_joins_each_with_each(tmp_path):
@@ -243,6 +292,8 @@ def test_any_text_written_by_csv_is_read_back_unchanged(tmp_path, rows, delimite
 
 
 def is_json_list(cell):
+    if re.match(r"""\[\s*["']""", cell):
+        return True  # or is meant as one
     try:
         return isinstance(json.loads(cell), list)
     except (ValueError, RecursionError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modalign.errors import DataError, UsageError
-from modalign.report import Hit, Report, SearchExample, Shown, StageSummary, write_report
+from modalign.report import Hit, Report, SearchExample, Shown, StageSummary, experts, write_report
 from modalign.report.curves import BOTTOM, LEFT, RIGHT, TOP, round_values, stage_charts
 from modalign.report.figures import arrow, count, duration, share, small_share
 from modalign.report.writing import recall_matrix
@@ -236,6 +236,11 @@ def test_the_matrix_marks_what_was_never_paired_by_words_and_border(tmp_path, fu
     assert page.text("span").count("never paired") == 1
 
 
+def test_the_page_says_what_was_measured(tmp_path, full):
+    page = page_of(tmp_path / "out", replace(full, measured_on="the train rows of a.csv"))
+    assert any("Recall@1 on the train rows of a.csv: the" in words for words in page.text("p"))
+
+
 def test_the_matrix_has_one_order_for_both_sides_and_gaps_where_nothing_was_measured():
     lines = [direction("text", "image"), direction("image", "text"), direction("audio", "text")]
     matrix = recall_matrix(lines)
@@ -452,8 +457,9 @@ def test_the_json_file_holds_all_of_the_report_with_paths_seen_from_its_folder(t
     written = json.loads(figures.read_text(encoding="utf-8"))
     assert list(written) == [
         *("title", "summary", "seconds", "machine", "stages"),
-        *("directions", "searches", "verify", "commands"),
+        *("directions", "measured_on", "routing", "stored", "searches", "verify", "commands"),
     ]
+    assert written["routing"] == []
     assert written["verify"] == VERIFY
     assert written["directions"] == [dict(line) for line in full.directions]
     assert written["stages"][0]["validation"] == {"directions": [direction("image", "text")]}
@@ -473,3 +479,114 @@ def test_the_json_file_holds_all_of_the_report_with_paths_seen_from_its_folder(t
 
 def test_without_a_folder_the_json_holds_paths_as_they_were_given():
     assert Shown("0", "image", Path("/a/b.png")).as_json()["value"] == "/a/b.png"
+
+
+# Experts -----------------------------------------------------------------------------------
+
+
+def routed(
+    source: str | None, task: str | None, load: list[float], **more: object
+) -> dict[str, object]:
+    target = {"image": "text", "text": "image", None: None}[source] if task else None
+    return {
+        "direction": f"{source}>{target}" if target else None,
+        "from": source,
+        "to": target,
+        "task": task,
+        "router": "learned",
+        "rows": 1500,
+        "load": load,
+        "gate": [0.25] * len(load),
+        "entropy": 0.875,
+        "open": list(range(len(load))),
+        "dead": [],
+        **more,
+    }
+
+
+ROUTING = (
+    routed("image", "prediction", [0.5, 0.25, 0.25, 0.0], dead=[3]),
+    routed("image", "contrast", [0.5, 0.25, 0.25, 0.0], dead=[3]),
+    routed("text", "prediction", [0.0, 0.5, 0.5, 0.0, 0.0], dead=[0, 3, 4]),
+    routed("text", "contrast", [0.2, 0.4, 0.4], open=[1, 2]),
+    routed("image", None, [0.5, 0.25, 0.25, 0.0], dead=[3]),
+    routed(None, "contrast", [0.5, 0.25, 0.25, 0.0, 0.0], dead=[3]),
+    routed(None, None, [0.5, 0.25, 0.25, 0.0, 0.0], dead=[3]),
+)
+
+
+def test_a_report_without_a_mixture_says_nothing_of_experts(tmp_path, full):
+    page = page_of(tmp_path / "out", full)
+    assert "Experts" not in page.text("h2")
+    assert experts.expert_map(()) is None
+    assert experts.told(()) == []
+
+
+def test_experts_have_a_section_with_a_picture_and_a_table(tmp_path):
+    page = page_of(tmp_path, replace(BARE, routing=ROUTING))
+    assert page.text("h2") == ["Experts"]
+    assert page.text("title")[1:3] == [
+        "image → text, prediction, expert 0: load .500, gate share .250",
+        "image → text, prediction, expert 1: load .250, gate share .250",
+    ]
+    assert "text → image, contrast, expert 0: cannot be chosen" in page.text("title")
+    dead = [box for box in page.all("rect") if box["class"] == "load dead"]
+    assert len(dead) == sum(len(row["dead"]) for row in ROUTING)
+    assert page.text("text").count("×") == len(dead)
+    assert page.text("th")[:5] == ["Direction and task", "Rows", "Evenness", "Dead", "0"]
+    assert "text → image, prediction" in page.text("th")
+    assert {"0, 3, 4", ".875", "none"} <= {*page.text("span"), *page.text("td")}
+
+
+def test_a_cell_is_the_stronger_the_more_rows_choose_its_expert():
+    drawn = experts.expert_map(ROUTING)
+    assert drawn is not None
+    first, fourth = drawn.lines[0].cells, drawn.lines[3].cells
+    assert (drawn.peak, drawn.count) == (0.5, 5)
+    assert [cell.strength for cell in first] == [1.0, 0.52, 0.52, 0.04, None]
+    assert [cell.strength is None for cell in fourth] == [True, False, False, True, True]
+    assert [cell.dead for cell in first] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("count", [1, 12, 200])
+def test_cells_lie_side_by_side_inside_the_drawing(count):
+    drawn = experts.expert_map([routed("image", "contrast", [1 / count] * count)] * 3)
+    assert drawn is not None
+    for line in drawn.lines:
+        for left, right in pairwise(line.cells):
+            assert left.x + drawn.cell < right.x
+        assert line.cells[-1].x + drawn.cell < drawn.width
+        assert line.y + experts.CELL_HEIGHT < drawn.height
+
+
+def test_means_stand_apart_from_what_was_counted():
+    tops = experts.line_tops(ROUTING)
+    steps = [after - before for before, after in pairwise(tops)]
+    assert steps[3] > steps[0] == steps[1] == steps[2] == steps[4]
+
+
+def test_dead_experts_are_named_over_all_and_where_tasks_differ_by_task():
+    assert experts.told(ROUTING) == [
+        "A learned gate sends each row to the experts with its highest shares.",
+        "Dead over all, with less than a twentieth of an even load: expert 3.",
+        "Dead in some directions: text → image, prediction: experts 0 and 4.",
+    ]
+    both = [routed("image", task, [0.6, 0.4, 0, 0], dead=[2, 3]) for task in ("a", "b")]
+    assert experts.told([*both, routed(None, None, [0.6, 0.2, 0.1, 0.1])])[1:] == [
+        "Dead in some directions: image → text: experts 2 and 3."
+    ]
+
+
+def test_where_no_expert_is_dead_it_is_said_and_one_network_says_nothing_of_it():
+    alive = [routed("image", "contrast", [0.5, 0.5]), routed(None, None, [0.5, 0.5])]
+    assert experts.told(alive)[1].startswith("No expert is dead")
+    assert "experts of its own" in experts.told(alive[:1])[1]
+    (only,) = experts.told([routed("image", "contrast", [1.0], router="mlp")])
+    assert "nothing is routed" in only
+
+
+def test_the_plain_table_has_a_dash_where_an_expert_cannot_be_chosen():
+    lines = experts.format_routing(ROUTING).splitlines()
+    assert lines[0].split() == ["load", "by", "expert", "rows", "evenness", *"01234"]
+    assert lines[4].split()[-6:] == ["0.875", "–", ".400", ".400", "–", "–"]
+    assert lines[-1].split() == ["all", "1,500", "0.875", ".500", ".250", ".250", ".000", ".000"]

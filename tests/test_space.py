@@ -98,6 +98,31 @@ def features_of(world: Path, modality: str) -> np.ndarray:
     return values
 
 
+# The split of training --------------------------------------------------------------------
+
+
+def test_what_is_measured_was_held_out_whatever_the_pairs_were_read_with(
+    world: Path, cache: Path, tmp_path: Path
+):
+    def read(*modalities: str, **options: Any) -> Pairs:
+        reads = dict.fromkeys(modalities, "key")
+        return read_pairs(world / "pairs.csv", modalities, reads=reads, **options)
+
+    encoders = {modality: encoder_of(world, modality) for modality in ("image", "text")}
+    trained = read("image", "text", seed=4, validation=0.3)
+    space = align(trained, encoders, out=tmp_path / "space", cache=cache, recipe=RECIPE, seed=4)
+    added = read("audio", "text", seed=5)
+    space.add(added, encoder_of(world, "audio"), anchor="text", cache=cache)
+    kept = trained.held_out().tolist()
+    assert added.held_out().tolist() != kept
+    for pairs in (read("text", "image"), added, read("image", "audio", validation=0)):
+        assert space.as_trained(pairs).held_out().tolist() == kept
+    (direction, _) = space.evaluate(read("text", "image"), cache=cache)
+    assert direction.queries == len(kept) == 48
+    (direction, _) = space.evaluate(read("text", "image"), split="all", cache=cache)
+    assert direction.queries == 160
+
+
 # Adding -----------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -105,6 +105,28 @@ class Hits:
     ids: list[list[str]]
     rows: np.ndarray
     similarity: np.ndarray
+
+
+class Searchable(Protocol):
+    """What a space searches: a gallery, or a store that somebody else made."""
+
+    @property
+    def modality(self) -> str:
+        """Of the items."""
+
+    @property
+    def embedding(self) -> str:
+        """Hash of what the vectors passed through."""
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+
+    def search(self, queries: np.ndarray, k: int) -> Hits:
+        """Return the k most similar items of each query, float [Q, D] of any length."""
+
+    def shown(self, hits: Hits) -> list[list[str | None]]:
+        """Return what each hit is, its text or its path; None where that is not stored."""
 
 
 class Gallery:
@@ -289,6 +311,18 @@ class Gallery:
     def encoder(self) -> str:
         """Fingerprint of the encoder."""
         return self.header.encoder
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"gallery {self.folder}"
+
+    def shown(self, hits: Hits) -> list[list[str | None]]:
+        """Return what each hit was, its text or its path; None where that was not stored."""
+        values = self.values
+        return [
+            [None if values is None else values[int(row)] for row in rows] for rows in hits.rows
+        ]
 
     @cached_property
     def values(self) -> Sequence[str] | None:

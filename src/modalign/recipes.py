@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,8 +20,8 @@ from modalign.errors import UsageError, check_known
 CHECKPOINT_SECONDS = 30.0
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
@@ -44,25 +44,37 @@ class Recipe:
     shared_fields: ClassVar[tuple[str, ...]]
     later_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    width: int = _option(512, "D of the space; of a mixture, the width its experts work in")
-    standardize: bool = _option(True, "standardise features with the training split's figures")
-    dropout: float = _option(0.1, "share dropped inside the connector")
-    feature_dropout: float = _option(0.5, "share of the features dropped")
-    temperature: float = _option(0.05, "divisor of similarity in the loss, > 0")
-    learn_temperature: bool = _option(True, "let the first stage train the temperature")
-    batch_size: int = _option(256, "pairs a step")
-    epochs: int = _option(4, "passes over the pairs, at most")
-    min_steps: int = _option(200, "steps at least, where a pass over the pairs is short")
-    learning_rate: float = _option(1e-3, "largest learning rate of AdamW")
-    weight_decay: float = _option(0.05, "decoupled weight decay of AdamW")
-    schedule: Literal["one-cycle", "plateau"] = _option(
-        "one-cycle", "learning rate: one-cycle, or plateau (x 0.8 where recall does not rise)"
+    width: int = _option(
+        512,
+        "Numbers in a vector of the shared space (alt-moe: inside an expert); more may find more "
+        "and takes longer",
     )
-    patience: int = _option(10, "validations without a gain before stopping")
-    validate_steps: int = _option(25, "steps between validations")
-    validation_items: int = _option(2000, "rows of the validation split used while training")
+    standardize: bool = _option(
+        True, "Bring each number of a feature to mean 0 and deviation 1 over the training rows"
+    )
+    dropout: float = _option(0.1, "Share of the connector's inner values set to 0 in training")
+    feature_dropout: float = _option(0.5, "Share of a feature's numbers set to 0 in training")
+    temperature: float = _option(
+        0.05, "Divisor of similarity in the loss, above 0; a smaller one stresses near misses"
+    )
+    learn_temperature: bool = _option(True, "Let the first stage train the temperature")
+    batch_size: int = _option(256, "Pairs in a training step")
+    epochs: int = _option(4, "Passes over the pairs, at most")
+    min_steps: int = _option(
+        200, "Training steps to make even where the epochs are over before; for few pairs"
+    )
+    learning_rate: float = _option(1e-3, "Largest learning rate of AdamW")
+    weight_decay: float = _option(0.05, "Decoupled weight decay of AdamW")
+    schedule: Literal["one-cycle", "plateau"] = _option(
+        "one-cycle",
+        "How the learning rate moves: up and down once, or x 0.8 where recall does not rise",
+        ("one-cycle", "plateau"),
+    )
+    patience: int = _option(10, "Validations without a gain before stopping")
+    validate_steps: int = _option(25, "Steps between validations")
+    validation_items: int = _option(2000, "Rows of the validation split used while training")
     precision: Literal["float32", "bfloat16"] = _option(
-        "float32", "arithmetic of a training step: float32, bfloat16"
+        "float32", "Arithmetic of a training step", ("float32", "bfloat16")
     )
 
     def __post_init__(self) -> None:
@@ -137,13 +149,17 @@ class OneEncoderRecipe(Recipe):
         "temperature",
     )
 
-    depth: int = _option(1, "transformer layers of the universal projection")
-    heads: int = _option(4, "attention heads; width is a multiple")
-    feedforward: int = _option(512, "width of the feed-forward")
+    depth: int = _option(1, "Transformer layers of the universal projection")
+    heads: int = _option(4, "Attention heads of a layer; --width must be a multiple of it")
+    feedforward: int = _option(512, "Inner width of a layer's feed-forward network")
     fusion: str = _option(
-        "addition", f"how token and features are joined: {', '.join(FUSION_NAMES)}"
+        "addition", "How features are joined with their modality's token", FUSION_NAMES
     )
-    token: Literal["mlp", "direct"] = _option("mlp", "form of the modality token: mlp, direct")
+    token: Literal["mlp", "direct"] = _option(
+        "mlp",
+        "How a modality's token is made: by a small network, or trained as it is",
+        ("mlp", "direct"),
+    )
 
     def __post_init__(self) -> None:
         """Refuse values no run could use; see `Recipe`."""
@@ -183,36 +199,36 @@ class AltMoERecipe(Recipe):
     # The first stage's directions are of its own modalities.
     later_defaults: ClassVar[Mapping[str, Any]] = {"directions": "all"}
 
-    experts: int = _option(8, "experts of the mixture")
-    top_k: int = _option(2, "experts a row passes through")
-    router: str = _option("learned", f"how rows find experts: {', '.join(ROUTER_NAMES)}")
-    renormalise: bool = _option(False, "let the chosen experts' weights sum to 1")
-    noise: float = _option(0.0, "deviation of what is added to the gate's logits in training")
-    balance_weight: float = _option(0.0, "weight of the loss that balances the experts' load")
-    share_experts: bool = _option(True, "one mixture for all directions, else one each")
+    experts: int = _option(8, "Experts of the mixture")
+    top_k: int = _option(2, "Experts a row passes through")
+    router: str = _option("learned", "How rows find experts", ROUTER_NAMES)
+    renormalise: bool = _option(False, "Let the chosen experts' weights sum to 1")
+    noise: float = _option(0.0, "Deviation of what is added to the gate's logits in training")
+    balance_weight: float = _option(0.0, "Weight of the loss that balances the experts' load")
+    share_experts: bool = _option(True, "One mixture for all directions, else one each")
     added_experts: int = _option(
-        0, "experts of its own for an added modality; 0: it passes through the frozen ones"
+        0, "Experts of its own for an added modality; 0: it passes through the frozen ones"
     )
     modality_embedding: Literal["input", "common", "both"] = _option(
-        "input", "where the modality embedding is added: input, common, both"
+        "input", "Where the modality embedding is added", ("input", "common", "both")
     )
     granularity: Literal["vectors", "tokens"] = _option(
-        "vectors", "what of a token sequence is mapped: vectors (its mean), or each of the tokens"
+        "vectors",
+        "What of a token sequence is mapped: its mean vector, or each of the tokens",
+        ("vectors", "tokens"),
     )
-    prediction: str = _option("smooth-l1", f"prediction loss: {', '.join(PREDICTION_LOSSES)}")
+    prediction: str = _option("smooth-l1", "Prediction loss", PREDICTION_LOSSES)
     reduction: Literal["mean", "sum"] = _option(
-        "mean", "over the target's width in the prediction loss: mean, sum"
+        "mean", "Over the target's width in the prediction loss", ("mean", "sum")
     )
-    prediction_weight: float = _option(0.5, "weight of the prediction loss")
-    contrast_weight: float = _option(0.5, "weight of the contrastive loss")
-    alternation: str = _option(
-        "round-robin", f"which direction trains in a step: {', '.join(ALTERNATIONS)}"
-    )
+    prediction_weight: float = _option(0.5, "Weight of the prediction loss")
+    contrast_weight: float = _option(0.5, "Weight of the contrastive loss")
+    alternation: str = _option("round-robin", "Which direction trains in a step", ALTERNATIONS)
     directions: str = _option(
-        "all", "directions trained: all, or a list as in image>text,text>image"
+        "all", "Directions trained: all, or a list as in image>text,text>image"
     )
     score: str = _option(
-        "contrast", f"vectors that search by: {', '.join(SCORES[:2])}; fused for evaluation alone"
+        "contrast", "Vectors that search goes by; fused is for evaluation alone", SCORES
     )
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -385,16 +386,20 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def sweep(folder: Path) -> list[Path]:
+def sweep(folder: Path, *, name: str = "") -> list[Path]:
     """Remove what killed writers left in a folder, not in the folders below it.
 
     What a living writer is at work on stays.
+
+    Args:
+        folder: One of ours; in somebody else's say `name`.
+        name: Of the file or folder that was being written; by default any.
 
     Returns:
         The files and folders removed.
     """
     removed = []
-    for path in sorted(Path(folder).glob(f".*{TEMPORARY}")):
+    for path in sorted(Path(folder).glob(f".{glob.escape(name[:40])}*{TEMPORARY}")):
         # Another sweep, or the writer itself, may be faster.
         with suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDONLY)

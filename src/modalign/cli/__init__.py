@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,11 +20,14 @@ COMMANDS = {
     "demo": ("demo", "The whole story on data it draws itself; no download, no account."),
     "align": ("making", "Join two encoders into a new space."),
     "add": ("making", "Add a modality to a space; nothing stored moves."),
+    "attach": ("attaching", "Search a store that is there by another modality; it is only read."),
     "encode": ("making", "Encode items into the feature cache, and do no more."),
     "embed": ("using", "Embed items into a gallery."),
     "search": ("using", "Search a gallery by text, picture, sound or clip."),
     "evaluate": ("using", "Measure retrieval on held-out pairs."),
+    "compare": ("comparing", "Compare recipes and options on the same features, side by side."),
     "verify": ("using", "Prove that no stage and no gallery changed by one bit."),
+    "report": ("reporting", "Write a page about a space: figures, stages, experts, proof."),
     "encoders": ("facts", "List the encoder adapters."),
     "recipes": ("facts", "List the recipes and every default in them."),
     "doctor": ("facts", "Check this machine: packages, versions, cache, speed."),
@@ -86,7 +90,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 where the data must change, or 2 where the call must."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
+    debug, as_json = "--debug" in given, "--json" in given
     # Threads that wait asleep: spinning ones make a step ten times slower where another process
     # needs a core. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -97,25 +101,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        return fail(f"{error.format_message().rstrip('.')}; see `{command_of(error)} --help`", 2)
+        message = f"{error.format_message().rstrip('.')}; see `{command_of(error)} --help`"
+        return fail(message, 2, as_json=as_json)
     except ModalignError as error:
         if debug:
             raise
-        return fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code, as_json=as_json)
     except (Interrupted, KeyboardInterrupt, click.Abort):
-        return fail("interrupted; finished work is kept, run the same command again to go on", 1)
+        message = "interrupted; finished work is kept, run the same command again to go on"
+        return fail(message, 1, as_json=as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if debug:
             raise
-        return fail(describe(error), 1)
+        return fail(describe(error), 1, as_json=as_json)
 
 
-def fail(message: str, status: int) -> int:
-    """Say in one line what is wrong, and return the exit status."""
-    click.echo(f"modalign: {' '.join(message.split())}", err=True)
+def fail(message: str, status: int, *, as_json: bool) -> int:
+    """Say in one line on stderr what is wrong, and as JSON on stdout; return the exit status."""
+    line = " ".join(message.split())
+    click.echo(f"modalign: {line}", err=True)
+    if as_json:
+        error = {"message": line, "exit_code": status}
+        click.echo(json.dumps({"error": error}, indent=2, ensure_ascii=False))
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,8 +26,9 @@ def demo(out: Path, seed: int, threads: int | None, as_json: bool, debug: bool) 
     """The whole story on data it draws itself; no download, no account.
 
     Draws scenes as pictures, captions, sounds and clips; aligns pictures with captions; adds
-    sounds, then clips, by captions alone; searches all twelve directions; proves that nothing
-    stored moved; writes report.html and report.json.
+    sounds, then clips, by captions alone; searches all twelve directions; attaches pictures,
+    sounds and clips to a store of caption vectors that is only read; proves that nothing stored
+    moved; writes report.html and report.json.
     """
     use_threads(threads)
     from modalign.demo import Demo, commands, run_demo
@@ -42,6 +44,18 @@ def demo(out: Path, seed: int, threads: int | None, as_json: bool, debug: bool) 
     click.echo(f"\n{len(unpaired)} of these directions were never paired in training.")
     state = "unchanged, bit by bit" if result.verify["ok"] else "CHANGED"
     click.echo(f"picture gallery stored before sounds and clips were added: {state}")
+    print_stored(result.stored)
     click.echo(f"{sum(result.seconds.values()):.0f} s in all; look at {out / 'report.html'}\n")
-    for line in commands(str(out / "space"), str(out))[:5]:
+    for line in commands(str(out / "space"), str(out))[:7]:
         click.echo(line)
+
+
+def print_stored(found: dict[str, Any]) -> None:
+    """Print what was found in vectors that were stored beforehand."""
+    for line in found["directions"]:
+        click.echo(
+            f"stored captions searched by {line['from']}: R@1 {line['recall_at_1']:.3f}, R@10 "
+            f"{line['recall_at_10']:.3f}, {line['queries']} queries in {line['gallery']:,}"
+        )
+    state = "unchanged, equal checksums" if found["unchanged"] else "CHANGED"
+    click.echo(f"the store of caption vectors, only read: {state}")

@@ -38,7 +38,15 @@ def recipes(as_json: bool, debug: bool) -> None:
     for name, (recipe, text) in RECIPES.items():
         click.echo(f"{name}: {text}")
         for key, value in recipe.as_json().items():
-            click.echo(f"    --{key.replace('_', '-'):20s} {value}")
+            click.echo(f"    {typed(key, value)}")
+
+
+def typed(name: str, value: object) -> str:
+    """Return a recipe's field as it is typed on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 @click.command()

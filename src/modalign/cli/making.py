@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ from modalign.cli.options import (
     COLUMN,
     ENCODER,
     SPACE,
+    check_there,
     computing,
+    drawless,
+    is_typed,
     named_columns,
     named_values,
     recipe_changes,
@@ -55,13 +58,18 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
     """
     use_machine(options)
     from modalign.recipes import named_recipe
+
+    chosen = named_recipe(recipe).changed(recipe_changes(options))
+    specs = named_encoders(options)
+    check_several(specs)
+    check_table(pairs, list(specs), options)
     from modalign.space import Job, aligning, load_space
     from modalign.space.space import summary
 
-    chosen = named_recipe(recipe).changed(recipe_changes(options))
+    check_unfinished(out)
     aligning.check_new(out)
+    aligning.check_count(list(specs), chosen)
     encoders = load_encoders(options)
-    aligning.check_count(list(encoders), chosen)
     table = read_table(pairs, encoders, options, validation=options["validation"])
     with bars() as progress:
         job = Job(
@@ -95,21 +103,24 @@ def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: 
     earlier stages and all vectors made with them stay as they are, bit by bit.
     """
     use_machine(options)
+    check_there(pairs, what="PAIRS")
     from modalign.pairs import read_columns
     from modalign.space import load_space
     from modalign.space.space import summary
 
     grown = load_space(space, device=options["device"])
-    encoders = load_encoders(options)
-    new = the_new(encoders, grown.modalities, space=space)
-    for name in grown.modalities:
-        if name in encoders:
-            grown.use_encoder(name, encoders[name])
+    new = the_new(list(named_encoders(options)), grown.modalities, space=space)
     columns = named_columns(options["columns"])
     anchor = anchor or the_anchor(grown.modalities, columns, read_columns(pairs))
     check_known(anchor, grown.modalities, what=f"space {space}: anchor")
+    check_table(pairs, [new, anchor], options)
+    encoders = load_encoders(options)
+    for name in grown.modalities:
+        if name in encoders:
+            grown.use_encoder(name, encoders[name])
     joined = {new: encoders[new], anchor: grown.encoder(anchor)}
     table = read_table(pairs, joined, options, validation=options["validation"])
+    check_same_split(table, grown.as_trained(table), {"validation": options["validation"]})
     with bars() as progress:
         grown.add(
             table,
@@ -129,7 +140,7 @@ def add(space: Path, pairs: Path, anchor: str | None, as_json: bool, **options: 
 @click.argument("items", type=click.Path(path_type=Path))
 @ENCODER
 @COLUMN
-@computing
+@drawless
 def encode(items: Path, as_json: bool, **options: Any) -> None:
     """Encode items into the feature cache, and do no more.
 
@@ -139,8 +150,9 @@ def encode(items: Path, as_json: bool, **options: Any) -> None:
     from modalign.features import cache_folder, encode_items
     from modalign.pairs import read_items
 
-    encoders = load_encoders(options)
     columns = named_values(options["columns"], option="column")
+    check_items(items, [columns.get(name, name) for name in named_encoders(options)])
+    encoders = load_encoders(options)
     skip = options["on_error"]
     results: dict[str, EncodedItems] = {}
     with bars() as progress:
@@ -164,7 +176,7 @@ def encode(items: Path, as_json: bool, **options: Any) -> None:
             "items": len(result.items),
             "encoded": result.encoded,
             "skipped": skipped_items(result),
-            "store": str(result.table.store.folder),
+            "store": None if result.folder is None else str(result.folder),
             "seconds": round(result.seconds, 3),
         }
         for modality, result in results.items()
@@ -196,13 +208,110 @@ def load_encoders(options: Mapping[str, Any]) -> dict[str, Encoder]:
     """Load what --encoder names."""
     from modalign.encoders import load_encoder
 
+    return {
+        modality: load_encoder(spec, modality=modality, device=options["device"])
+        for modality, spec in named_encoders(options).items()
+    }
+
+
+def named_encoders(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the spec of each modality that --encoder names.
+
+    Raises:
+        UsageError: There is none.
+    """
     specs = named_values(options["encoders"], option="encoder")
     if not specs:
         raise UsageError("no --encoder is given, expected --encoder MODALITY=SPEC")
-    return {
-        modality: load_encoder(spec, modality=modality, device=options["device"])
-        for modality, spec in specs.items()
-    }
+    return specs
+
+
+def check_several(specs: Mapping[str, str]) -> None:
+    """Raise a UsageError where only one modality is to be aligned."""
+    if len(specs) == 1:
+        (only,) = specs
+        raise UsageError(
+            f"one --encoder is given ({only}), expected one for each of two modalities; give "
+            "another --encoder MODALITY=SPEC"
+        )
+
+
+def check_unfinished(out: Path) -> None:
+    """Raise a UsageError where `align` has finished already."""
+    from modalign.space.stages import SPACE_FILE
+
+    if (out / SPACE_FILE).exists():
+        raise UsageError(
+            f"{out}: a space is there already, finished and ready for use; to add a modality to it "
+            "use `modalign add`, to align anew choose another --out, or delete the folder",
+            folder=out,
+        )
+
+
+def check_table(pairs: Path, modalities: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Check of pairs what needs no encoder, before one is loaded: the file and its columns.
+
+    Raises:
+        UsageError: There is no such file, or no rows would be held out.
+        DataError: It is no table, or a column is not there.
+    """
+    from modalign.pairs import check_columns
+
+    check_there(pairs, what="PAIRS")
+    columns = named_columns(options["columns"])
+    check_named(columns, modalities)
+    named = [column for column in columns.values() if column]
+    header = check_columns(pairs, [*(columns.get(m) or m for m in modalities), *named])
+    if options["validation"] == 0 and columns.get("split", "split") not in header:
+        raise UsageError(
+            "--validation 0 holds no rows out to validate with, and no split column is read, "
+            f"expected a share above 0; leave --validation out, or name rows in {pairs.name} "
+            "with a column 'split'"
+        )
+
+
+def check_items(items: Path, columns: Sequence[str]) -> None:
+    """Check of items what needs no encoder, before one is loaded.
+
+    Raises:
+        UsageError: There is no such file or folder.
+        DataError: It is a broken table, or a column is not there.
+    """
+    from modalign.pairs import check_columns
+
+    check_there(items, what="ITEMS")
+    if items.is_file() and items.suffix.lower() != ".txt":
+        check_columns(items, columns)
+
+
+def check_named(columns: Mapping[str, str | None], modalities: Iterable[str]) -> None:
+    """Raise a UsageError where --column names a modality that has no encoder."""
+    unknown = [name for name in columns if name not in (*modalities, "id", "split")]
+    if unknown:
+        raise UsageError(
+            f"--column {unknown[0]}={columns[unknown[0]]}: no encoder is given for "
+            f"{unknown[0]!r}, expected one of {', '.join(modalities)}"
+        )
+
+
+def check_same_split(drawn: Pairs, trained: Pairs, typed: Mapping[str, Any]) -> None:
+    """Raise a UsageError where the call asks for another split than a file was trained with.
+
+    Args:
+        drawn: The pairs as they were read.
+        trained: The same, split as the space was trained; `drawn` itself for another file.
+        typed: What --seed and --validation are, those that decide the split.
+    """
+    used = {"seed": trained.split_seed, "validation": trained.validation_share}
+    for name, value in typed.items():
+        if trained is not drawn and is_typed(name) and value != used[name]:
+            raise UsageError(
+                f"--{name} {value}: the space was trained on {drawn.source.name} with --{name} "
+                f"{used[name]}; with another, rows that it was trained on would be measured; leave "
+                f"--{name} out, or measure all rows knowingly with `modalign evaluate --split all`",
+                found=value,
+                expected=used[name],
+            )
 
 
 def read_table(
@@ -212,12 +321,7 @@ def read_table(
     from modalign.pairs import read_pairs
 
     columns = named_columns(options["columns"])
-    unknown = [name for name in columns if name not in encoders and name not in ("id", "split")]
-    if unknown:
-        raise UsageError(
-            f"--column {unknown[0]}={columns[unknown[0]]}: no encoder is given for "
-            f"{unknown[0]!r}, expected one of {', '.join(encoders)}"
-        )
+    check_named(columns, encoders)
     return read_pairs(
         pairs,
         {**{modality: modality for modality in encoders}, **columns},
@@ -228,14 +332,18 @@ def read_table(
     )
 
 
-def the_new(encoders: Mapping[str, Encoder], known: list[str], *, space: Path) -> str:
-    """Return the one modality that the space lacks; the other encoders are of those it has."""
-    new = [name for name in encoders if name not in known]
-    if len(new) != 1:
-        given = f"{', '.join(new)} are several" if new else "all that are given are there already"
+def the_new(given: list[str], known: list[str], *, space: Path) -> str:
+    """Return the one modality that the space lacks; the others given are of those it has."""
+    new = [name for name in given if name not in known]
+    if len(new) > 1:
         raise UsageError(
-            f"add needs one --encoder NEW=SPEC for a modality that {space} lacks, {given}; it has "
-            f"{', '.join(known)}; give a new modality another name"
+            f"--encoder is given for {len(new)} new modalities ({', '.join(new)}), expected one; "
+            "call add once for each"
+        )
+    if not new:
+        raise UsageError(
+            f"{space} has {' and '.join(given)} already (its modalities: {', '.join(known)}), "
+            "expected an --encoder for a new one; give the new modality another name"
         )
     return new[0]
 

@@ -20,7 +20,11 @@ SEED = click.option(
     show_default=True,
     type=click.IntRange(0, 2**32 - 1),
     metavar="INTEGER",
-    help="Of all that is drawn.",
+    help="Number that fixes every random draw; the same number gives the same result.",
+)
+# Of commands that draw nothing: a script may give it to every command.
+UNUSED_SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), hidden=True, expose_value=False
 )
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,7 +33,12 @@ def common(command: Command) -> Command:
     """Add what every command has."""
     for option in reversed(
         [
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+            click.option(
+                "--json",
+                "as_json",
+                is_flag=True,
+                help="Print the result, or the error, as one JSON object on stdout, for scripts.",
+            ),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         ]
     ):
@@ -38,10 +47,19 @@ def common(command: Command) -> Command:
 
 
 def computing(command: Command) -> Command:
-    """Add what every command that computes has."""
+    """Add what every command that computes has, and a --seed."""
+    return _computing(command, SEED)
+
+
+def drawless(command: Command) -> Command:
+    """Add what every command that computes has; a --seed is taken, and changes nothing."""
+    return _computing(command, UNUSED_SEED)
+
+
+def _computing(command: Command, seed: Callable[..., Any]) -> Command:
     for option in reversed(
         [
-            SEED,
+            seed,
             click.option("--device", default="cpu", show_default=True, help="A torch device."),
             click.option(
                 "--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"
@@ -64,13 +82,21 @@ def computing(command: Command) -> Command:
     return common(command)
 
 
-ENCODER = click.option(
-    "--encoder",
-    "encoders",
-    multiple=True,
-    metavar="MODALITY=SPEC",
-    help="As in image=onnx:mobilenet.onnx; `modalign encoders` lists the adapters.",
-)
+def encoder_option(default: str) -> Callable[[Command], Command]:
+    """Return --encoder; help says what holds where it is left out."""
+    return click.option(
+        "--encoder",
+        "encoders",
+        multiple=True,
+        metavar="MODALITY=SPEC",
+        help="As in image=onnx:mobilenet.onnx; `modalign encoders` lists the adapters.  "
+        f"[{default}]",
+    )
+
+
+ENCODER = encoder_option("required")
+# Of commands that use a space, which names its encoders.
+OWN_ENCODER = encoder_option("default: the space's own")
 COLUMN = click.option(
     "--column",
     "columns",
@@ -97,17 +123,24 @@ class RecipeFlag:
         defaults: By family.
         help: What the field says of itself.
         fixed: Whether no family lets a later stage change it.
+        choices: The values there are, where they can be listed.
     """
 
     name: str
     defaults: dict[str, Any]
     help: str
     fixed: bool
+    choices: tuple[str, ...] = ()
 
     def declared(self) -> str:
         """Return the flag as click takes it."""
         name = self.name.replace("_", "-")
         return f"--{name}/--no-{name}" if self.kind is bool else f"--{name}"
+
+    @property
+    def metavar(self) -> str | None:
+        """What help shows for the value, None for the type's name."""
+        return f"[{'|'.join(self.choices)}]" if self.choices else None
 
     @property
     def kind(self) -> type:
@@ -134,15 +167,16 @@ def every_recipe_flag() -> list[RecipeFlag]:
             {recipe.family: item.default for recipe, item in entries},
             described(entries),
             all(name in recipe.shared_fields for recipe, _ in entries),
+            entries[0][1].metadata["choices"],
         )
         for name, entries in found.items()
     ]
 
 
 def described(entries: Sequence[tuple[type[Recipe], Any]]) -> str:
-    """Return a field's help, with the family in front where only one has it."""
+    """Return a field's help, with the family behind where only one has it."""
     text = str(entries[0][1].metadata["help"])
-    return text if len(entries) == len(RECIPE_CLASSES) else f"{entries[0][0].family}: {text}"
+    return text if len(entries) == len(RECIPE_CLASSES) else f"{text} ({entries[0][0].family} only)"
 
 
 def recipe_flags(*, later: bool = False) -> Callable[[Command], Command]:
@@ -161,6 +195,7 @@ def recipe_flags(*, later: bool = False) -> Callable[[Command], Command]:
                 flag.name,
                 default=None,
                 type=flag.kind,
+                metavar=flag.metavar,
                 help=f"{flag.help}.  [default: {shown}]",
                 hidden=later and flag.fixed,
             )(command)
@@ -176,7 +211,7 @@ def shown_value(value: Any) -> str:
 
 def recipe_changes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe fields that the call sets."""
-    names = {flag.name for flag in every_recipe_flag()}
+    names = {item.name for recipe in RECIPE_CLASSES for item in dataclasses.fields(recipe)}
     return {name: value for name, value in options.items() if name in names and value is not None}
 
 
@@ -206,6 +241,20 @@ def named_columns(values: tuple[str, ...]) -> dict[str, str | None]:
     unread = {f"{name}=": name for name in ("id", "split")}
     named = named_values(tuple(v for v in values if v not in unread), option="column")
     return {**named, **{unread[value]: None for value in values if value in unread}}
+
+
+def is_typed(name: str) -> bool:
+    """Return whether an option of the running command is on its command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def check_there(path: Path, *, what: str) -> None:
+    """Raise a UsageError where a path that was typed leads to nothing."""
+    if not path.exists():
+        raise UsageError(
+            f"{what} {path}: there is no such file or folder; correct the path", file=str(path)
+        )
 
 
 def use_machine(options: Mapping[str, Any]) -> None:

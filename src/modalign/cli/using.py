@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modalign.cli.making import skipped_items
+from modalign.cli.making import check_items, check_same_split, skipped_items
 from modalign.cli.options import (
     COLUMN,
-    ENCODER,
+    OWN_ENCODER,
     SPACE,
+    check_there,
     common,
     computing,
+    drawless,
     named_columns,
     named_values,
     use_machine,
@@ -23,10 +25,23 @@ from modalign.cli.output import bars, print_directions, print_json, print_skippe
 from modalign.errors import UsageError
 
 if TYPE_CHECKING:
+    from modalign.gallery import Searchable
+    from modalign.pairs import Pairs
     from modalign.space import Space
+    from modalign.space.encoded import EncodedPairs
 
 # What a query may be given as without --query.
 QUERY_FLAGS = ("text", "image", "audio", "video")
+SPLIT = click.option(
+    "--split", help="Which rows, or all.  [default: test where there are any, else validation]"
+)
+HELD_OUT = click.option(
+    "--validation",
+    default=0.1,
+    show_default=True,
+    help="Share held out where the pairs have no split column and the space was not trained on "
+    "them; of pairs it was trained on, the rows that were held out then are measured.",
+)
 
 
 @click.command()
@@ -35,17 +50,20 @@ QUERY_FLAGS = ("text", "image", "audio", "video")
 @click.option("--modality", required=True, help="What the items are.")
 @click.option("--column", help="The items' column, where ITEMS is a table.  [default: modality]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The gallery's folder.")
-@ENCODER
-@computing
+@OWN_ENCODER
+@drawless
 def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) -> None:
     """Embed items into a gallery.
 
     ITEMS is a folder of files, a text file with one text a line, or a table like PAIRS.
     """
     use_machine(options)
+    check_there(items, what="ITEMS")
     from modalign.pairs import read_items
 
     loaded = open_space(space, options)
+    loaded.stage_of(modality)
+    check_items(items, [options["column"] or modality])
     encoder = loaded.encoder(modality)
     found = read_items(
         items,
@@ -82,38 +100,32 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 
 @click.command()
 @SPACE
-@click.argument("gallery", type=click.Path(path_type=Path))
+@click.argument("gallery")
 @click.option("--text", help="Search by words.")
 @click.option("--image", help="Search by a picture.")
 @click.option("--audio", help="Search by a sound.")
 @click.option("--video", help="Search by a clip.")
 @click.option("--query", metavar="MODALITY=VALUE", help="Search by any modality of the space.")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
-@ENCODER
-@computing
-def search(space: Path, gallery: Path, k: int, as_json: bool, **options: Any) -> None:
+@OWN_ENCODER
+@drawless
+def search(space: Path, gallery: str, k: int, as_json: bool, **options: Any) -> None:
     """Search a gallery by text, picture, sound or clip.
 
-    GALLERY is a folder that `modalign embed` wrote, of any modality of the space.
+    GALLERY is a folder that `modalign embed` wrote, of any modality of the space, or the store
+    that `modalign attach` made the space for, named as there.
     """
     use_machine(options)
-    from modalign.gallery import Gallery
-
     modality, value = the_query(options)
     loaded = open_space(space, options)
-    check_gallery_folder(gallery)
-    stored = Gallery.load(gallery)
+    stored = open_searchable(loaded, gallery)
     hits = loaded.search(stored, [value], modality=modality, k=k)
-    values = stored.values
     found = [
-        {
-            "id": hit_id,
-            "similarity": round(float(similarity), 6),
-            "value": None if values is None else values[int(row)],
-        }
-        for hit_id, row, similarity in zip(
-            hits.ids[0], hits.rows[0], hits.similarity[0], strict=True
+        {"id": hit_id, "similarity": round(float(similarity), 6), "value": shown}
+        for hit_id, shown, similarity in zip(
+            hits.ids[0], stored.shown(hits)[0], hits.similarity[0], strict=True
         )
+        if hit_id  # an approximate index may find fewer than k
     ]
     if as_json:
         print_json({"from": modality, "to": stored.modality, "hits": found})
@@ -127,13 +139,16 @@ def search(space: Path, gallery: Path, k: int, as_json: bool, **options: Any) ->
 @SPACE
 @click.argument("pairs", type=click.Path(path_type=Path))
 @COLUMN
+@SPLIT
+@HELD_OUT
 @click.option(
-    "--split", help="Which rows, or all.  [default: test where there are any, else validation]"
+    "--score",
+    type=click.Choice(["contrast", "prediction", "fused"]),
+    help="Of directed maps: which vectors to compare by.  [default: the recipe's]",
 )
-@click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
 @click.option("--from", "source", help="The queries' modality.  [default: all]")
 @click.option("--to", "target", help="The gallery's modality.  [default: all]")
-@ENCODER
+@OWN_ENCODER
 @computing
 def evaluate(
     space: Path,
@@ -144,38 +159,11 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Measure retrieval on held-out pairs, between all modalities the pairs have columns for."""
-    use_machine(options)
-    from modalign.pairs import read_columns, read_pairs
-    from modalign.space.space import chosen_split
-
-    loaded = open_space(space, options)
-    for name in (source, target):
-        if name is not None:
-            loaded.stage_of(name)
-    columns = named_columns(options["columns"])
-    header = read_columns(pairs)
-    present = {m: columns.get(m, m) for m in loaded.modalities if columns.get(m, m) in header}
-    has_splits = columns.get("split", "split") in header
-    directions = wanted_directions(list(present), source, target, pairs=pairs, header=header)
-    used = {modality for direction in directions for modality in direction}
-    table = read_pairs(
-        pairs,
-        {**columns, **{m: column for m, column in present.items() if m in used}},
-        reads={modality: loaded.encoder(modality).reads for modality in used},
-        seed=options["seed"],
-        validation=0.0 if has_splits or split == "all" else options["validation"],
-        on_error=options["on_error"],
+    loaded, encoded, directions = open_measured(
+        space, pairs, split, (source, target), options=options
     )
-    chosen_split(table, split)
-    with bars() as progress:
-        encoded = loaded.encode_pairs(
-            table,
-            cache=options["cache"],
-            skip_errors=options["on_error"] == "skip",
-            progress=progress,
-        )
     results = loaded.evaluate_encoded(
-        encoded, split=split, directions=directions, seed=options["seed"]
+        encoded, split=split, directions=directions, score=options["score"], seed=options["seed"]
     )
     shown = [direction.as_json() for direction in results]
     skipped = [vars(item) for item in encoded.pairs.skipped]
@@ -203,17 +191,93 @@ def verify(space: Path, galleries: tuple[Path, ...], as_json: bool, debug: bool)
     for gallery in galleries:
         check_gallery_folder(gallery)
     report = verify_space(space, galleries)
+    foreign = galleries_of_others(space, report)
     if as_json:
-        print_json(report)
+        marked = [{**g, "of_another_space": g["name"] in foreign} for g in report["galleries"]]
+        print_json({**report, "galleries": marked})
     else:
         for noun, kind in (("stage", "stages"), ("gallery", "galleries")):
             for entry in report[kind]:
-                state = "unchanged" if entry["ok"] else "CHANGED"
+                wrong = "of another space" if entry["name"] in foreign else "CHANGED"
+                state = "unchanged" if entry["ok"] else wrong
                 click.echo(f"{noun} {entry['name']}: {state}")
                 for problem in entry["problems"]:
                     click.echo(f"  {problem}")
     if not report["ok"]:
         raise click.exceptions.Exit(1)
+
+
+def open_measured(
+    space: Path,
+    pairs: Path,
+    split: str | None,
+    asked: tuple[str | None, str | None] = (None, None),
+    *,
+    options: Mapping[str, Any],
+) -> tuple[Space, EncodedPairs, list[tuple[str, str]]]:
+    """Open a space, and read and encode the pairs it is measured on.
+
+    Args:
+        space: Its folder.
+        pairs: A table.
+        split: Which rows, None for the default, or "all".
+        asked: The queries' modality and the gallery's, None for all.
+        options: What `COLUMN`, `OWN_ENCODER` and `computing` add, and --validation.
+
+    Returns:
+        The space, the pairs, split as it was trained, and the directions to measure.
+
+    Raises:
+        UsageError: A modality is unknown, no direction can be measured, the split has no rows, or
+            the call asks for another than training's.
+    """
+    use_machine(options)
+    check_there(pairs, what="PAIRS")
+    from modalign.pairs import read_columns
+    from modalign.space.space import chosen_split
+
+    header = read_columns(pairs)
+    loaded = open_space(space, options)
+    columns = named_columns(options["columns"])
+    present = {m: columns.get(m, m) for m in loaded.modalities if columns.get(m, m) in header}
+    directions = wanted_directions(loaded, list(present), asked, pairs=pairs, header=header)
+    used = {m: c for m, c in present.items() if any(m in direction for direction in directions)}
+    has_splits = columns.get("split", "split") in header
+    held_out = 0.0 if has_splits or split == "all" else options["validation"]
+    table = read_used(loaded, pairs, {**columns, **used}, held_out=held_out, options=options)
+    if split != "all":
+        drawn, table = table, loaded.as_trained(table)
+        check_same_split(drawn, table, {name: options[name] for name in ("seed", "validation")})
+    chosen_split(table, split)
+    with bars() as progress:
+        encoded = loaded.encode_pairs(
+            table,
+            cache=options["cache"],
+            skip_errors=options["on_error"] == "skip",
+            progress=progress,
+        )
+    return loaded, encoded, directions
+
+
+def read_used(
+    space: Space,
+    pairs: Path,
+    columns: Mapping[str, str | None],
+    *,
+    held_out: float,
+    options: Mapping[str, Any],
+) -> Pairs:
+    """Read the pairs of some of a space's modalities, each as its encoder reads it."""
+    from modalign.pairs import read_pairs
+
+    return read_pairs(
+        pairs,
+        columns,
+        reads={m: space.encoder(m).reads for m in columns if m in space.modalities},
+        seed=options["seed"],
+        validation=held_out,
+        on_error=options["on_error"],
+    )
 
 
 def open_space(folder: Path, options: Mapping[str, Any]) -> Space:
@@ -223,10 +287,47 @@ def open_space(folder: Path, options: Mapping[str, Any]) -> Space:
 
     device = options["device"]
     space = load_space(folder, device=device)
+    check_query_file(space, options)
     for modality, spec in named_values(options["encoders"], option="encoder").items():
         space.stage_of(modality)
         space.use_encoder(modality, load_encoder(spec, modality=modality, device=device))
     return space
+
+
+def open_searchable(space: Space, text: str) -> Searchable:
+    """Open a gallery's folder, or a store named KIND:PATH."""
+    from modalign.gallery import Gallery
+    from modalign.space.attaching import is_store, open_attached
+
+    if is_store(text):
+        return open_attached(space, text)
+    check_gallery_folder(Path(text))
+    return Gallery.load(Path(text))
+
+
+def galleries_of_others(space: Path, report: Mapping[str, Any]) -> set[str]:
+    """Return the names of galleries that are as they were written, but by another space."""
+    from modalign.gallery import read_header
+    from modalign.space import load_space
+
+    # A file that changed, here or there, would be a problem of its own.
+    suspects = [g for g in report["galleries"] if g["rows"] is not None and len(g["problems"]) == 1]
+    if not suspects or not all(stage["ok"] for stage in report["stages"]):
+        return set()
+    loaded = load_space(space)
+    ours = {modality: loaded.embedding_sha256(modality) for modality in loaded.modalities}
+    headers = {entry["name"]: read_header(Path(entry["name"])) for entry in suspects}
+    return {name for name, made in headers.items() if ours.get(made.modality) != made.embedding}
+
+
+def check_query_file(space: Space, options: Mapping[str, Any]) -> None:
+    """Raise a UsageError where the file of a query is not there."""
+    if not any(options.get(name) is not None for name in (*QUERY_FLAGS, "query")):
+        return
+    modality, value = the_query(options)
+    reads = space.stage_of(modality).record["encoders"][modality]["reads"]
+    if reads == "file":
+        check_there(Path(value), what=f"{modality} query")
 
 
 def check_gallery_folder(folder: Path) -> None:
@@ -244,7 +345,7 @@ def the_query(options: Mapping[str, Any]) -> tuple[str, str]:
     """Return the query's modality and value.
 
     Raises:
-        UsageError: None or several are given.
+        UsageError: None or several are given, or it is empty.
     """
     given = {name: options[name] for name in QUERY_FLAGS if options[name] is not None}
     if options["query"] is not None:
@@ -254,26 +355,39 @@ def the_query(options: Mapping[str, Any]) -> tuple[str, str]:
             f"{len(given)} queries are given, expected one of --text, --image, --audio, --video "
             "or --query MODALITY=VALUE"
         )
-    return next(iter(given.items()))
+    ((name, value),) = given.items()
+    if not value.strip():
+        raise UsageError(f"--{name} is empty, expected what to search by; give a value")
+    return name, value
 
 
 def wanted_directions(
-    present: list[str], source: str | None, target: str | None, *, pairs: Path, header: list[str]
+    space: Space,
+    present: list[str],
+    asked: tuple[str | None, str | None],
+    *,
+    pairs: Path,
+    header: list[str],
 ) -> list[tuple[str, str]]:
     """Return the (source, target) pairs to measure.
 
     Raises:
-        UsageError: The pairs have no two columns that are modalities of the space.
+        UsageError: A modality is unknown, no maps lead where the call asks, or the pairs have no
+            two columns that are modalities of the space.
     """
-    from modalign.evaluation import every_direction
-
-    directions = [
-        (a, b) for a, b in every_direction(present) if source in (None, a) and target in (None, b)
-    ]
+    source, target = asked
+    for name in asked:
+        if name is not None:
+            space.stage_of(name)
+    possible = space.directions(present)
+    if source in present and target in present and (source, target) not in possible:
+        space.family.query_way(source, target)  # says which maps there are
+    directions = [(a, b) for a, b in possible if source in (None, a) and target in (None, b)]
     if not directions:
+        known = dict.fromkeys(modality for direction in possible for modality in direction)
         raise UsageError(
             f"{pairs}: no direction to measure; of its columns ({', '.join(header)}) these are "
-            f"modalities of the space: {', '.join(present) or 'none'}; name others with "
+            f"modalities of the space: {', '.join(known) or 'none'}; name others with "
             "--column MODALITY=COLUMN"
         )
     return directions

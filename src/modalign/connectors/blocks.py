@@ -29,6 +29,7 @@ def map_in_blocks(
     *,
     way: Callable[[Tensor, Tensor | None], Tensor],
     device: str = "cpu",
+    rows: int = BLOCK_ROWS,
 ) -> np.ndarray:
     """Send features through a connector; the same row gives the same bits in any company.
 
@@ -37,6 +38,7 @@ def map_in_blocks(
         features: [N, D_m], or [N, L, D_m] with a mask.
         way: What of the connector is called with (values, mask) for vectors, [n, D].
         device: Where the connector is.
+        rows: Of a block of vectors; a row's bits depend on it.
 
     Returns:
         What `way` gives, float32 [N, D].
@@ -47,27 +49,27 @@ def map_in_blocks(
     check_features(features)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     with evaluating(connector), torch.inference_mode():
-        for rows, values, mask in iter_blocks(features):
+        for members, values, mask in iter_blocks(features, rows=rows):
             vectors = way(
                 torch.from_numpy(values).to(device),
                 None if mask is None else torch.from_numpy(mask).to(device),
             )
-            parts.append((rows, vectors[: len(rows)].cpu().numpy()))
+            parts.append((members, vectors[: len(members)].cpu().numpy()))
     return in_order(parts, len(features))
 
 
 def iter_blocks(
-    features: Features,
+    features: Features, *, rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
     """Yield (row numbers, values float32, mask) in blocks whose shape no other row decides."""
     if features.mask is None:
-        for start in range(0, len(features), BLOCK_ROWS):
-            rows = np.arange(start, min(start + BLOCK_ROWS, len(features)))
-            values = np.empty((BLOCK_ROWS, features.width), np.float32)
-            values[: len(rows)] = features.values[rows]
+        for start in range(0, len(features), rows):
+            members = np.arange(start, min(start + rows, len(features)))
+            values = np.empty((rows, features.width), np.float32)
+            values[: len(members)] = features.values[members]
             # Padding that costs least: where it goes through a mixture, the first row does.
-            values[len(rows) :] = values[0]
-            yield rows, values, None
+            values[len(members) :] = values[0]
+            yield members, values, None
         return
     lengths = last_valid(features.mask)
     buckets = np.array([length_bucket(int(length)) for length in lengths], np.int64)

@@ -133,7 +133,13 @@ class Mixture(nn.Module):
         self.groups = {name: self._group(groups, place) for place, name in enumerate(groups)}
         self.norms = nn.ModuleDict({task: nn.LayerNorm(shape.width) for task in TASKS})
         gated = shape.router in ("learned", "grouped", "dense")
-        self.gate = nn.Linear(shape.width, len(self.all_experts())) if gated else None
+        total = len(self.all_experts())
+        self.gate = nn.Linear(shape.width, total) if gated else None
+        if shape.router == "learned" and shape.top_k > total:
+            raise UsageError(
+                f"top_k is {shape.top_k}, expected at most the number of experts, {total}; "
+                "change one"
+            )
 
     def _group(self, groups: Sequence[str], place: int) -> range:
         own = len(self.experts)
@@ -142,6 +148,12 @@ class Mixture(nn.Module):
             raise UsageError(
                 f"router {self.shape.router}: {own} experts for {len(groups)} groups "
                 f"({', '.join(groups)}), expected one each at least; raise experts"
+            )
+        if self.shape.router == "fixed-skill" and own % len(groups):
+            # Rows of both tasks go through together, each through as many experts.
+            raise UsageError(
+                f"router fixed-skill: {own} experts for {len(groups)} tasks "
+                f"({', '.join(groups)}), expected a multiple of {len(groups)}; change experts"
             )
         size = own / len(groups)
         return range(first + round(place * size), first + round((place + 1) * size))
@@ -181,7 +193,8 @@ class Mixture(nn.Module):
             outside = torch.ones(total, dtype=torch.bool, device=x.device)
             outside[self._members(group)] = False
             logits = logits.masked_fill(outside, -torch.inf)
-        shares = logits.softmax(-1)
+        # In float32: weights in bfloat16 would round what they weigh.
+        shares = logits.float().softmax(-1)
         count = total if self.shape.router == "dense" else self.shape.top_k
         if self.shape.router == "grouped":
             count = min(count, len(self._members(group)))
@@ -195,13 +208,17 @@ class Mixture(nn.Module):
         chosen = []
         row = 0
         for name, count in tasks:
-            members = self._members(
-                {"fixed-skill": name, "mlp": "all"}.get(self.shape.router, group)
-            )
+            members = self.open_to(name, group)
             shares[row : row + count, members] = 1 / len(members)
             chosen.append(torch.tensor(members, device=x.device).expand(count, -1))
             row += count
         return Routing(shares, torch.cat(chosen))
+
+    def open_to(self, task: Task, group: str) -> list[int]:
+        """Return the experts that rows of a task and of a source's modality may choose from."""
+        if self.shape.router in ("learned", "dense"):
+            return list(range(len(self.all_experts())))
+        return self._members({"fixed-skill": task, "mlp": "all"}.get(self.shape.router, group))
 
     def _members(self, group: str) -> list[int]:
         for mixture in (self, *self._inherited):
@@ -453,6 +470,10 @@ class AltMoE(nn.Module):
         step = self._stage(direction).maps[direction_name(*direction)]
         assert isinstance(step, DirectedMap)
         return step
+
+    def open_to(self, direction: Direction, task: Task) -> list[int]:
+        """Return the experts that a direction's rows of a task may choose from."""
+        return self._mixture(direction).open_to(task, direction[0])
 
     def _mixture(self, direction: Direction) -> Mixture:
         return self._stage(direction).mixture_of(direction_name(*direction))

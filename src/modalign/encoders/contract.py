@@ -81,6 +81,8 @@ class Encoder(ABC):
         batch_size: Rows computed at once; the fixed batch of `exact=True`.
         lookahead: Items prepared before computing, so that items of equal length meet in a
             batch. Large for what is cheap to hold (words), small for what is not (pixels).
+        cached: Whether features may be kept: not where looking them up is all there is to do
+            and what is looked up may change.
     """
 
     modality: str
@@ -90,6 +92,7 @@ class Encoder(ABC):
     width: int
     batch_size: int = 16
     lookahead: int = 64
+    cached: bool = True
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

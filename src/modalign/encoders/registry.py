@@ -32,6 +32,10 @@ OWN_ADAPTERS = {
         "modalign.encoders.vectors:load",
         "vectors:FILE (npy, npz, parquet, safetensors), keyed by id",
     ),
+    "store": (
+        "modalign.stores.encoder:load",
+        "store:KIND:PATH#COLLECTION, vectors of a database by id; `modalign attach` uses it",
+    ),
 }
 
 

@@ -5,6 +5,14 @@ features of the items in their order.
 """
 
 from modalign.features.encoding import EncodedItems, cache_folder, encode_items
-from modalign.features.store import FeatureStore, FeatureTable
+from modalign.features.store import FeatureArray, FeatureRows, FeatureStore, FeatureTable
 
-__all__ = ["EncodedItems", "FeatureStore", "FeatureTable", "cache_folder", "encode_items"]
+__all__ = [
+    "EncodedItems",
+    "FeatureArray",
+    "FeatureRows",
+    "FeatureStore",
+    "FeatureTable",
+    "cache_folder",
+    "encode_items",
+]

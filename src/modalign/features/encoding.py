@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from modalign.encoders import Encoder, Failure, Features
+from modalign.encoders.contract import stack_features
 from modalign.errors import DataError, ModalignError
-from modalign.features.store import KEY_BYTES, FeatureStore, FeatureTable
+from modalign.features.store import KEY_BYTES, FeatureArray, FeatureRows, FeatureStore, FeatureTable
 from modalign.pairs import Items
 from modalign.storage import locked, sweep
 
@@ -44,11 +45,16 @@ class EncodedItems:
 
     items: Items
     kept: np.ndarray
-    table: FeatureTable
+    table: FeatureRows
     failures: tuple[Failure, ...]
     encoded: int
     digest: str
     seconds: float
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the features are stored; None where they are not."""
+        return self.table.store.folder if isinstance(self.table, FeatureTable) else None
 
 
 def cache_folder() -> Path:
@@ -85,6 +91,8 @@ def encode_items(
         DataError: An item is broken, or all of them are.
     """
     begin = time.perf_counter()
+    if not encoder.cached:
+        return _looked_up(items, encoder, skip_errors=skip_errors)
     folder = cache / f"{encoder.modality}-{encoder.fingerprint[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -99,12 +107,7 @@ def encode_items(
         raise _placed(failures[0], items)
     rows = store.rows_of([key or b"" for key in keys])
     kept = np.flatnonzero(rows >= 0)
-    if len(items.ids) and not len(kept):
-        raise DataError(
-            f"{items.source}: none of {len(items.ids)} {items.modality} items could be encoded; "
-            f"the first: {failures[0].error}",
-            file=items.source,
-        )
+    _check_some(items, kept, failures)
     return EncodedItems(
         items,
         kept,
@@ -112,6 +115,41 @@ def encode_items(
         _with_copies(failures, keys, items),
         writer.written,
         hashlib.sha256(b"".join(key or b"-" for key in keys)).hexdigest(),
+        time.perf_counter() - begin,
+    )
+
+
+def _check_some(items: Items, kept: np.ndarray, failures: Sequence[Failure]) -> None:
+    """Raise a DataError unless an item is left, or there were none."""
+    if len(items.ids) and not len(kept):
+        raise DataError(
+            f"{items.source}: none of {len(items.ids)} {items.modality} items could be encoded; "
+            f"the first: {failures[0].error}",
+            file=items.source,
+        )
+
+
+def _looked_up(items: Items, encoder: Encoder, *, skip_errors: bool) -> EncodedItems:
+    """Return features of items that are not to be cached, in memory."""
+    begin = time.perf_counter()
+    results = list(encoder.encode_stream(items.values, exact=True))
+    failures = [result for result in results if isinstance(result, Failure)]
+    if failures and not skip_errors:
+        raise _placed(failures[0], items)
+    features = [result for result in results if isinstance(result, Features)]
+    kept = np.array([row for row, r in enumerate(results) if isinstance(r, Features)], np.int64)
+    _check_some(items, kept, failures)
+    stored = stack_features(features, width=encoder.width, output=encoder.output)
+    halves = Features(stored.values.astype(np.float16), stored.mask)
+    digest = hashlib.sha256(halves.values.tobytes())
+    digest.update("\0".join(items.values[row] for row in kept).encode())
+    return EncodedItems(
+        items,
+        kept,
+        FeatureArray(halves),
+        tuple(failures),
+        len(features),
+        digest.hexdigest(),
         time.perf_counter() - begin,
     )
 
@@ -213,7 +251,10 @@ def _with_copies(
 def _placed(failure: Failure, items: Items) -> ModalignError:
     """Return the failure's error with the file and row the item came from."""
     error = failure.error
+    what = str(error)
+    if items.rows[failure.index] == 0:  # a file of a folder is its own place
+        what = what.removeprefix(f"{items.values[failure.index]}: ")
     return type(error)(
-        f"{items.where(failure.index)}: {error}, or skip broken items with --on-error skip",
+        f"{items.where(failure.index)}: {what}, or skip broken items with --on-error skip",
         **error.details,
     )

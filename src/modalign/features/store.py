@@ -278,6 +278,10 @@ class FeatureArray:
         return FeatureArray(self.features[indices])
 
 
+# Features of a list of items, wherever they lie.
+FeatureRows = FeatureTable | FeatureArray
+
+
 def valid_positions(part: Features) -> np.ndarray:
     """Return the mask of a single token feature, bool [L]."""
     if part.mask is None:

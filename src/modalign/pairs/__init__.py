@@ -8,8 +8,8 @@ Everything that can be wrong with a table is found here, before any work starts.
 
 from modalign.pairs.items import Items, OnError, Reads, Skipped, read_items
 from modalign.pairs.pairing import Pairs, read_pairs
-from modalign.pairs.splits import SPLITS
-from modalign.pairs.tables import SUPPORTED_ENDINGS, read_columns
+from modalign.pairs.splits import SPLITS, row_numbers, rows_of
+from modalign.pairs.tables import SUPPORTED_ENDINGS, check_columns, read_columns
 
 __all__ = [
     "SPLITS",
@@ -19,7 +19,10 @@ __all__ = [
     "Pairs",
     "Reads",
     "Skipped",
+    "check_columns",
     "read_columns",
     "read_items",
     "read_pairs",
+    "row_numbers",
+    "rows_of",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from array import array
 from collections import Counter
@@ -47,6 +48,8 @@ FILE_ENDINGS = {
     "video": frozenset(".3gp .avi .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split()),
 }
 SKIPPING = "or skip such rows with --on-error skip"
+# How a cell begins that is meant as a list of texts.
+LIST_START = re.compile(r"""\[\s*["']""")
 
 
 @dataclass(frozen=True)
@@ -221,14 +224,20 @@ def column_of(modality: str, name: str, reads: Reads | None) -> Column:
 def read_cells(table: Table, column: Column, rejected: Rejected) -> Cells:
     """Take the cells of a column apart and check each value.
 
-    Empty cells and missing files go into `rejected`.
+    Empty cells and missing files go into `rejected`. In a CSV or TSV file a cell that begins
+    with a bracket and a quote, `["` or `['`, is meant as a JSON list of texts, and is an error
+    where it is none: half a list is no caption. Any other text may begin with a bracket, as
+    "[laughs] a man"; one that begins with both is written as a list of one text.
 
     Raises:
         DataError: A cell holds what is neither a text nor a list of texts.
     """
     faults, values, rows = Faults(table.source), list[str](), array("q")
     for row, cell in enumerate(table.cells[column.name]):
-        for value in _parts(cell, table.json_lists):
+        parts = _parts(cell, table.json_lists)
+        if parts is None:
+            faults.add(row + 1, int(table.lines[row]), _malformed_list(cell, column))
+        for value in parts or ():
             text = _text(value, column)
             if text is None:
                 faults.add(row + 1, int(table.lines[row]), _wrong_kind(value, column))
@@ -244,11 +253,11 @@ def read_cells(table: Table, column: Column, rejected: Rejected) -> Cells:
     return replace(cells, files=_find_files(table, cells, rejected))
 
 
-def _parts(cell: Any, json_lists: bool) -> Sequence[Any]:
-    """Return the values of a cell; an empty list is one empty value."""
+def _parts(cell: Any, json_lists: bool) -> Sequence[Any] | None:
+    """Return the values of a cell, None for a broken list; an empty list is one empty value."""
     if isinstance(cell, str):
         if json_lists and cell.startswith("["):
-            return _json_list(cell) or [cell]
+            return _json_list(cell) or (None if LIST_START.match(cell) else [cell])
         return (cell,)
     return cell or [None] if isinstance(cell, list) else (cell,)
 
@@ -277,6 +286,14 @@ def _text(value: Any, column: Column) -> str | None:
 
 def _empty(column: Column) -> str:
     return f"column {column.name!r} is empty, expected {_EXPECTED[column.reads]}"
+
+
+def _malformed_list(cell: str, column: Column) -> str:
+    return (
+        f"column {column.name!r} holds {quoted(cell)}, which begins as a list and is no JSON list "
+        'of texts, expected one like ["a dog", "a cat"]; correct the cell, or write a text that '
+        "begins so as a list of one"
+    )
 
 
 def _wrong_kind(value: Any, column: Column) -> str:

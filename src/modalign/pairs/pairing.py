@@ -49,6 +49,9 @@ class Pairs:
         skipped: What was left out.
         links: Modality to which of its items occur in which rows.
         splits: The split of each row, an index into `SPLITS`, int8 [R].
+        rows: The number of each row in the table, 1-based, ascending, int64 [R].
+        split_seed: What rows were held out with; None where a column names the splits.
+        validation_share: The share that was held out; None where a column names the splits.
     """
 
     source: Path
@@ -57,6 +60,9 @@ class Pairs:
     skipped: tuple[Skipped, ...]
     links: dict[str, Links]
     splits: np.ndarray
+    rows: np.ndarray
+    split_seed: int | None = None
+    validation_share: float | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -108,6 +114,22 @@ class Pairs:
         counts = np.bincount(self.splits, minlength=len(SPLITS)).tolist()
         return {name: count for name, count in zip(SPLITS, counts, strict=True) if count}
 
+    def held_out(self) -> np.ndarray:
+        """Return the numbers of the validation rows in the table, ascending, int64 [n]."""
+        rows: np.ndarray = self.rows[self.splits == SPLITS.index("validation")]
+        return rows
+
+    def holding_out(self, rows: np.ndarray, *, seed: int, share: float) -> Pairs:
+        """Return the pairs with another split: some rows validation, all others train.
+
+        Args:
+            rows: Their numbers in the table, int64 [n]; those that are not there are ignored.
+            seed: What they were drawn with.
+            share: The share that was drawn.
+        """
+        splits = np.isin(self.rows, rows).astype(np.int8)
+        return replace(self, splits=splits, split_seed=seed, validation_share=share)
+
     def without(self, modality: str, indices: Sequence[int], reasons: Sequence[str]) -> Pairs:
         """Return the pairs without some items, as broken media found later.
 
@@ -150,7 +172,13 @@ class Pairs:
             used, items = np.unique(link.items, return_inverse=True)
             new_items[modality] = self.items[modality].select(used)
             new_links[modality] = Links(number[link.rows], items)
-        return replace(self, items=new_items, links=new_links, splits=self.splits[alive])
+        return replace(
+            self,
+            items=new_items,
+            links=new_links,
+            splits=self.splits[alive],
+            rows=self.rows[alive],
+        )
 
     def _check_rest(self, rest: Pairs, skipped: tuple[Skipped, ...]) -> None:
         for split in self.split_sizes():
@@ -227,14 +255,22 @@ def read_pairs(
     used = np.ones(len(table), bool)
     used[list(rejected.reasons)] = False
     items, links = _joined(table, cells, used, row_ids)
-    splits = np.zeros(int(used.sum()), np.int8) if named is None else named[used]
-    if validation and named is None:
-        splits = hold_out(
-            list(items.values()), list(links.values()), len(splits), share=validation, seed=seed
-        )
-    elif validation:
-        check_splits(path, splits)
-    return Pairs(path, _sha256(path), items, skipped, links, splits)
+    rows = np.flatnonzero(used) + 1
+    pairs = Pairs(path, _sha256(path), items, skipped, links, np.zeros(len(rows), np.int8), rows)
+    if named is None:
+        return _with_held_out(pairs, share=validation, seed=seed)
+    if validation:
+        check_splits(path, named[used])
+    return replace(pairs, splits=named[used])
+
+
+def _with_held_out(pairs: Pairs, *, share: float, seed: int) -> Pairs:
+    """Draw the validation rows; none where `share` is 0."""
+    splits = pairs.splits
+    if share:
+        items, links = list(pairs.items.values()), list(pairs.links.values())
+        splits = hold_out(items, links, len(splits), share=share, seed=seed)
+    return replace(pairs, splits=splits, split_seed=seed, validation_share=share)
 
 
 @dataclass(frozen=True)

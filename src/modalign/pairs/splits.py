@@ -80,6 +80,16 @@ def check_splits(source: Path, codes: np.ndarray) -> None:
             )
 
 
+def row_numbers(rows: np.ndarray) -> str:
+    """Return the numbers of rows, int64 [n], as a record keeps them: "3,17,40"."""
+    return ",".join(map(str, rows.tolist()))
+
+
+def rows_of(numbers: str) -> np.ndarray:
+    """Return the rows whose numbers `row_numbers` wrote, int64 [n]."""
+    return np.array(numbers.split(",") if numbers else [], np.int64)
+
+
 def hold_out(
     items: Sequence[Items], links: Sequence[Links], rows: int, *, share: float, seed: int
 ) -> np.ndarray:

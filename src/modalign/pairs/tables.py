@@ -11,7 +11,7 @@ import csv
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from modalign.errors import DataError, import_extra
 
 # Longer texts are no captions: most likely a quote swallowed the rest of the file.
 LONGEST_CELL = 1 << 24
+# What a header of one column may be separated by instead.
+OTHER_SEPARATORS = (";", "\t", ",")
 NOT_UTF8 = "is not UTF-8 text; save the file again as UTF-8"
 
 
@@ -58,14 +60,26 @@ class Table:
     def check_columns(self, wanted: Iterable[str]) -> None:
         """Raise a DataError that lists the columns there are, where one is not among them."""
         for name in wanted:
-            if name not in self.cells:
+            if name not in self.names:
+                way_out = "name another with --column MODALITY=COLUMN"
                 raise DataError(
                     f"{self.source.name}: has no column {name!r}; its columns: "
-                    f"{', '.join(self.names)}; name another with --column MODALITY=COLUMN",
+                    f"{', '.join(self.names)}; {other_separator(self.names) or way_out}",
                     file=str(self.source),
                     column=name,
                     known=self.names,
                 )
+
+
+def other_separator(names: Sequence[str]) -> str:
+    """Return what to do where the only name in a header holds another separator, else ""."""
+    found = [mark for mark in OTHER_SEPARATORS if len(names) == 1 and mark in names[0]]
+    if not found:
+        return ""
+    return (
+        f"the separator seems to be {found[0]!r}, expected ',' in .csv and a tab in .tsv; save "
+        "the table again with that one, or rename it to the ending that fits"
+    )
 
 
 def place(source: Path, row: int, line: int) -> str:
@@ -151,6 +165,17 @@ def read_columns(path: Path) -> list[str]:
         DataError: As `read_table`.
     """
     return list(read_table(path, ()).names)
+
+
+def check_columns(path: Path, wanted: Iterable[str]) -> list[str]:
+    """Return the names of a table's columns; see `Table.check_columns`.
+
+    Raises:
+        DataError: As `read_table`, or a column is not there.
+    """
+    table = read_table(path, ())
+    table.check_columns(wanted)
+    return list(table.names)
 
 
 def check_file(path: Path) -> None:
@@ -246,9 +271,10 @@ def _misquoted(error: str) -> str:
 
 
 def _ragged(record: list[str], names: list[str]) -> str:
+    way_out = "put a cell that holds the separator into quotes"
     return (
         f"has {len(record)} cells, expected {len(names)} as in the header; "
-        "put a cell that holds the separator into quotes"
+        f"{other_separator(names) or way_out}"
     )
 
 

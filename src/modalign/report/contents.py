@@ -129,6 +129,11 @@ class Report:
         stages: The space's stages in order.
         directions: Test results as `evaluate --json` prints them, and "paired": whether items of
             the two modalities were ever trained together.
+        measured_on: What the directions were measured on, in words.
+        routing: How rows use the experts of directed maps: rows of
+            `modalign.space.routing.routing_table` as JSON; empty where there are none.
+        stored: A store that was searched as it is: "spec", "files", "unchanged" and "directions"
+            with "from", "to", "queries", "gallery", "recall_at_1", "recall_at_10"; None without.
         searches: Examples; those of one direction are shown together.
         verify: What `verify --json` prints; None where nothing was verified.
         commands: Lines for a shell that say how to go on; one beginning with # is a remark.
@@ -140,6 +145,9 @@ class Report:
     machine: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[StageSummary, ...] = ()
     directions: tuple[Mapping[str, Any], ...] = ()
+    measured_on: str = "items never seen in training"
+    routing: tuple[Mapping[str, Any], ...] = ()
+    stored: Mapping[str, Any] | None = None
     searches: tuple[SearchExample, ...] = ()
     verify: Mapping[str, Any] | None = None
     commands: tuple[str, ...] = ()
@@ -153,6 +161,9 @@ class Report:
             "machine": dict(self.machine),
             "stages": [stage.as_json() for stage in self.stages],
             "directions": [dict(line) for line in self.directions],
+            "measured_on": self.measured_on,
+            "routing": [dict(line) for line in self.routing],
+            "stored": None if self.stored is None else dict(self.stored),
             "searches": [example.as_json(relative_to) for example in self.searches],
             "verify": None if self.verify is None else dict(self.verify),
             "commands": list(self.commands),

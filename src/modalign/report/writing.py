@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from modalign.errors import UsageError
-from modalign.report import curves, figures
+from modalign.report import curves, experts, figures
 from modalign.report.contents import Hit, Report, SearchExample
 from modalign.report.shelf import Shelf, View
 from modalign.storage import write_bytes, write_json
@@ -110,6 +110,8 @@ def render_page(report: Report, shelf: Shelf) -> str:
         charts=[curves.stage_charts(s.log, best_step=s.best_step) for s in report.stages],
         encoded=sum(sum(stage.encoded.values()) for stage in report.stages),
         matrix=recall_matrix(report.directions),
+        experts=experts.expert_map(report.routing),
+        experts_told=experts.told(report.routing),
         searches=searches,
         linked=len(shelf.linked),
     )
@@ -130,9 +132,11 @@ def template_environment() -> Environment:
         figures.count,
         figures.duration,
         figures.arrow,
+        experts.row_label,
     ):
         environment.filters[write.__name__] = write
     environment.globals["drawing"] = curves
+    environment.globals["map_drawing"] = experts
     return environment
 
 

@@ -34,7 +34,7 @@ from modalign.encoders import Features
 from modalign.encoders.contract import canonical_json
 from modalign.errors import UsageError, check_known
 from modalign.evaluation import every_direction
-from modalign.features import FeatureTable
+from modalign.features import FeatureRows
 from modalign.losses import info_nce, prediction_loss
 from modalign.recipes import SCORES, AltMoERecipe
 from modalign.space.families import (
@@ -52,6 +52,9 @@ from modalign.training.alternation import Alternation
 
 # What each kind of vector of a direction is trained by.
 TASKS: tuple[Task, ...] = ("prediction", "contrast")
+# Rows of a block: of one query's block all are computed, by weights that are read for a few rows
+# about as fast as for one.
+MAP_ROWS = 8
 # Rows whose way through the experts is looked at together.
 ROUTED_ROWS = 1024
 
@@ -146,6 +149,10 @@ class DirectedMaps(Family):
         kind = (score or self.score).replace("fused", "contrast")
         return ("map", kind, *hops)
 
+    def leads(self, source: str, target: str) -> bool:
+        """Return whether maps lead from source to target."""
+        return shortest_way(self.model.directions, source, target) is not None
+
     def temperature_of(self, source: str, target: str) -> float:
         """Return that of the last map on the way."""
         *_, middle, end = self.query_way(source, target)
@@ -170,6 +177,7 @@ class DirectedMaps(Family):
             features,
             way=lambda values, mask: self.model(direction, values, mask, tasks=[task])[task],
             device=self.device,
+            rows=MAP_ROWS,
         )
 
     def routing(self, direction: Direction, features: Features, *, task: Task) -> Routing:
@@ -350,7 +358,13 @@ class DirectedObjective(StageObjective):
             )
             for d in self.directions
         }
-        self.parameters = dict(stage.named_parameters())
+        weights = self._weights()
+        idle = {task for task in TASKS if not weights[task]}
+        self.parameters = {
+            name: parameter
+            for name, parameter in stage.named_parameters()
+            if not idle & set(name.split("."))
+        }
         if self.recipe.learn_temperature and self.recipe.contrast_weight:
             for direction, parameter in self.log_temperatures.items():
                 self.parameters[f"log_temperature.{direction_name(*direction)}"] = parameter
@@ -383,7 +397,7 @@ class DirectedObjective(StageObjective):
         batch = self.batches[direction].batch(turn)
         values, mask = as_tensors(tables.tables[direction[0]].take(batch.first), self.family.device)
         wanted = self._target(tables.tables[direction[1]], batch.second)
-        weights = {"prediction": recipe.prediction_weight, "contrast": recipe.contrast_weight}
+        weights = self._weights()
         tasks = [task for task in TASKS if weights[task]]
         vectors, routing = self.model.with_routing(direction, values, mask, tasks=tasks)
         loss = torch.zeros((), device=self.family.device)
@@ -402,11 +416,19 @@ class DirectedObjective(StageObjective):
             loss = loss + recipe.balance_weight * balance_loss(routing)
         return loss
 
-    def _target(self, table: FeatureTable, rows: np.ndarray) -> Tensor:
+    def _weights(self) -> dict[Task, float]:
+        return {
+            "prediction": self.recipe.prediction_weight,
+            "contrast": self.recipe.contrast_weight,
+        }
+
+    def _target(self, table: FeatureRows, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(raw_vectors(table.take(rows))).to(self.family.device)
 
     def validate(self) -> dict[str, float]:
         """Return means over the stage's directions; see `mean_figures`."""
+        # Fused vectors are weighed by the temperatures as they are now.
+        self.family.remember(self.temperature)
         return mean_figures(measure_all(self.family, self.validation, self.directions))
 
     def state(self) -> dict[str, Any]:

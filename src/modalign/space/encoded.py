@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 from modalign.encoders import Encoder
 from modalign.encoders.contract import canonical_json
 from modalign.errors import UsageError
-from modalign.features import EncodedItems, FeatureTable, encode_items
+from modalign.features import EncodedItems, FeatureRows, encode_items
 from modalign.features.encoding import Progress, no_progress
-from modalign.pairs import Pairs
+from modalign.pairs import Pairs, row_numbers, rows_of
 from modalign.space.paired import PairedTables
 
 
@@ -32,7 +33,7 @@ class EncodedPairs:
     """
 
     pairs: Pairs
-    tables: dict[str, FeatureTable]
+    tables: dict[str, FeatureRows]
     encoded: dict[str, int]
     seconds: dict[str, float]
     digest: str
@@ -113,7 +114,7 @@ def drop_failed(pairs: Pairs, modality: str, result: EncodedItems) -> Pairs:
     return pairs.without(modality, [row for row, _ in failed], [reason for _, reason in failed])
 
 
-def matching_table(pairs: Pairs, modality: str, result: EncodedItems) -> FeatureTable:
+def matching_table(pairs: Pairs, modality: str, result: EncodedItems) -> FeatureRows:
     """Return the features of the items that are left, in their order."""
     ids = pairs.items[modality].ids
     if len(ids) == len(result.items.ids):
@@ -142,4 +143,47 @@ def pairs_record(encoded: EncodedPairs) -> dict[str, Any]:
         "items": {modality: len(items) for modality, items in pairs.items.items()},
         "skipped": len(pairs.skipped),
         "content": encoded.digest,
+        "split": split_record(pairs),
     }
+
+
+def split_record(pairs: Pairs) -> dict[str, Any] | None:
+    """Return what rows were held out with, and which; None where a column named the splits."""
+    if pairs.validation_share is None:
+        return None
+    return {
+        "seed": pairs.split_seed,
+        "validation": pairs.validation_share,
+        "rows": row_numbers(pairs.held_out()),
+    }
+
+
+def split_as_trained(pairs: Pairs, records: Sequence[Mapping[str, Any]]) -> Pairs:
+    """Return pairs with the rows held out that training held out of the same file.
+
+    Drawn again, the rows would depend on the seed, the share, and the columns that are read.
+    What several stages drew is held out where all of them did.
+
+    Args:
+        pairs: Of any file.
+        records: What the stages keep of their pairs.
+
+    Returns:
+        The pairs as they are, where no stage was trained on their file or a column splits it.
+
+    Raises:
+        UsageError: A stage took the splits from a column that was not read now.
+    """
+    same = [r for r in records if r["sha256"] == pairs.sha256 and "split" in r]
+    drawn = [record["split"] for record in same if record["split"] is not None]
+    if not drawn and same and pairs.validation_share is not None:
+        raise UsageError(
+            f"{pairs.source.name}: the space was trained on the rows that its split column names, "
+            "and the column was not read, expected the same split; name the column with "
+            "--column split=COLUMN, or let evaluate measure all rows with --split all",
+            file=str(pairs.source),
+        )
+    if not drawn:
+        return pairs
+    rows = reduce(np.intersect1d, [rows_of(split["rows"]) for split in drawn])
+    return pairs.holding_out(rows, seed=drawn[0]["seed"], share=drawn[0]["validation"])

@@ -19,7 +19,7 @@ from torch import nn
 from modalign.connectors.mixture import Direction as ModalityDirection
 from modalign.encoders import Features
 from modalign.evaluation import Direction, evaluate_direction
-from modalign.features import FeatureTable
+from modalign.features import FeatureRows
 from modalign.recipes import Recipe
 from modalign.space.paired import PairedTables, chunks
 from modalign.training import Objective
@@ -128,6 +128,10 @@ class Family(ABC):
             UsageError: No way leads there, or the family has no such kind.
         """
 
+    def leads(self, source: str, target: str) -> bool:
+        """Return whether a way leads from source to target: in a shared space always."""
+        return True
+
     @abstractmethod
     def temperature_of(self, source: str, target: str) -> float:
         """Return the divisor of similarity between two modalities."""
@@ -152,7 +156,7 @@ class Family(ABC):
         return {}
 
 
-def send_table(family: Family, way: Way, table: FeatureTable) -> np.ndarray:
+def send_table(family: Family, way: Way, table: FeatureRows) -> np.ndarray:
     """Send every row of a table, a chunk at a time, float32 [N, D]."""
     if not len(table):
         return np.zeros((0, family.width_of(way)), np.float32)
@@ -167,7 +171,7 @@ class Sides:
         tables: Features by modality.
     """
 
-    def __init__(self, family: Family, tables: Mapping[str, FeatureTable]) -> None:
+    def __init__(self, family: Family, tables: Mapping[str, FeatureRows]) -> None:
         self.family = family
         self.tables = tables
         self._sent: dict[Way, np.ndarray] = {}
@@ -184,6 +188,7 @@ class Sides:
         """
         score = score or self.family.score
         if score == "fused":
+            self.family.query_way(source, target, score=score)  # a shared space has no such kind
             return self._fused(source, target)
         query = self.family.query_way(source, target, score=score)
         return self._side(source, query), self._side(target, self.family.gallery_way(target))

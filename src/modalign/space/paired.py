@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modalign.encoders import Features
-from modalign.features import FeatureTable
+from modalign.features import FeatureRows
 
 # Rows embedded or read at a time where the whole would not fit.
 CHUNK_ROWS = 16384
@@ -29,7 +29,7 @@ class PairedTables:
 
     first: str
     second: str
-    tables: dict[str, FeatureTable]
+    tables: dict[str, FeatureRows]
     pairs: np.ndarray
 
     def oriented(self, source: str) -> np.ndarray:
@@ -41,7 +41,7 @@ class PairedTables:
         return [d for d in directions if set(d) == {self.first, self.second}]
 
 
-def chunks(table: FeatureTable) -> Iterator[Features]:
+def chunks(table: FeatureRows) -> Iterator[Features]:
     """Return the rows of a table in order, some thousand at a time."""
     starts = range(0, len(table), CHUNK_ROWS)
     return (table.take(np.arange(s, min(s + CHUNK_ROWS, len(table)))) for s in starts)
@@ -64,7 +64,7 @@ def first_rows(paired: PairedTables, limit: int) -> PairedTables:
     )
 
 
-def feature_figures(table: FeatureTable) -> tuple[Tensor, Tensor]:
+def feature_figures(table: FeatureRows) -> tuple[Tensor, Tensor]:
     """Return the mean and the deviation of a table's features over valid positions, [D_m] each."""
     total = np.zeros(table.width)
     squares = np.zeros(table.width)

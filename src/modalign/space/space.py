@@ -13,14 +13,14 @@ import torch
 from modalign.encoders import Encoder, Features, load_encoder
 from modalign.errors import CorruptError, DataError, MismatchError, UsageError, check_known
 from modalign.evaluation import Direction, evaluate_direction, every_direction
-from modalign.features import EncodedItems, FeatureTable, cache_folder, encode_items
+from modalign.features import EncodedItems, FeatureRows, cache_folder, encode_items
 from modalign.features.encoding import Progress, no_progress
-from modalign.gallery import Gallery, Hits
+from modalign.gallery import Gallery, Hits, Searchable
 from modalign.pairs import Items, Pairs
 from modalign.recipes import Recipe, named_recipe, recipe_from_json
 from modalign.space import aligning
 from modalign.space.aligning import Job
-from modalign.space.encoded import EncodedPairs, encode_pairs
+from modalign.space.encoded import EncodedPairs, encode_pairs, split_as_trained
 from modalign.space.families import Family, Growth, Sides, Way
 from modalign.space.stages import (
     Stage,
@@ -237,7 +237,7 @@ class Space:
         return gallery, result
 
     def _blocks(
-        self, modality: str, table: FeatureTable, progress: Progress
+        self, modality: str, table: FeatureRows, progress: Progress
     ) -> Iterable[np.ndarray]:
         size = 4096
         for start in range(0, len(table), size):
@@ -245,23 +245,26 @@ class Space:
             yield self.embed_features(modality, table.take(rows))
             progress(f"embed {modality}", int(rows[-1]) + 1, len(table), "")
 
-    def check_gallery(self, gallery: Gallery) -> None:
+    def check_gallery(self, gallery: Searchable) -> None:
         """Raise a MismatchError unless a gallery was made by this space, as it is now."""
         expected = self.embedding_sha256(gallery.modality)
         if gallery.embedding != expected:
             raise MismatchError(
-                f"gallery {gallery.folder}: its {gallery.modality} vectors were made with other "
+                f"{gallery.where}: its {gallery.modality} vectors were made with other "
                 f"weights ({gallery.embedding[:12]}) than this space's ({expected[:12]}); search "
                 "it with its own space, or embed the items again",
                 found=gallery.embedding,
                 expected=expected,
             )
 
-    def search(self, gallery: Gallery, items: Iterable[str], *, modality: str, k: int = 10) -> Hits:
+    def search(
+        self, gallery: Searchable, items: Iterable[str], *, modality: str, k: int = 10
+    ) -> Hits:
         """Find the items of a gallery most similar to items of any modality.
 
         Args:
-            gallery: Vectors of any of `modalities`, made by this space.
+            gallery: Vectors of any of `modalities`, made by this space, or a store that it was
+                attached to (`open_attached`).
             items: Queries: texts, paths or keys.
             modality: The queries' modality.
             k: Items returned a query.
@@ -301,6 +304,7 @@ class Space:
         Raises:
             UsageError: The modality is there already, or the anchor is not.
         """
+        pairs = self.as_trained(pairs)
         anchor = anchor or next((m for m in pairs.modalities if m in self.modalities), "")
         aligning.check_anchor(anchor, pairs, self.modalities)
         recipe = self._later_recipe(changes or {})
@@ -327,6 +331,10 @@ class Space:
                 )
         return recipe
 
+    def as_trained(self, pairs: Pairs) -> Pairs:
+        """Return pairs split as this space was trained; see `split_as_trained`."""
+        return split_as_trained(pairs, [stage.record["pairs"] for stage in self.stages])
+
     def evaluate(
         self,
         pairs: Pairs,
@@ -342,9 +350,11 @@ class Space:
         """Measure retrieval between the pairs' modalities.
 
         Args:
-            pairs: Of two or more of `modalities`; those never paired in training too.
+            pairs: Of two or more of `modalities`; those never paired in training too. Where a
+                stage held rows of the same file out, these are validation, whatever was drawn
+                on reading it.
             split: Which rows, or "all"; by default test where there are any, else validation.
-            directions: (source, target) each; by default all.
+            directions: (source, target) each; by default all that there is a way for.
             score: Of directed maps, what to compare: "contrast" or "prediction" vectors, or
                 "fused", both directions' maps together; by default the recipe's.
             cache: Folder of the feature stores.
@@ -358,6 +368,7 @@ class Space:
         Source: the protocol of Karpathy & Fei-Fei 2015, arXiv:1412.2306: split by item, every
         caption a query, any caption counts; ties count against the query.
         """
+        pairs = pairs if split == "all" else self.as_trained(pairs)
         chosen_split(pairs, split)
         encoded = self.encode_pairs(pairs, cache=cache, skip_errors=skip_errors, progress=progress)
         return self.evaluate_encoded(
@@ -407,8 +418,13 @@ class Space:
                 target=target,
                 seed=seed,
             )
-            for source, target in directions or every_direction(pairs.modalities)
+            for source, target in directions or self.directions(pairs.modalities)
         ]
+
+    def directions(self, modalities: Iterable[str] | None = None) -> list[tuple[str, str]]:
+        """Return every (source, target) among some modalities that a query can be asked in."""
+        possible = every_direction(self.modalities if modalities is None else modalities)
+        return [(a, b) for a, b in possible if self.family.leads(a, b)]
 
     def verify(self, galleries: Iterable[Path | str] = ()) -> dict[str, Any]:
         """Prove that nothing has moved: re-hash every stage, every gallery, every path.

@@ -51,9 +51,13 @@ class Alternation:
         """Return how likely each direction is drawn, float64 [count]."""
         if self.kind != "adaptive":
             return np.full(self.count, 1 / self.count)
-        # One that was never drawn has all of its loss left.
+        # One that was never drawn, or whose loss has no share, has all of its loss left.
         left = np.array(
-            [1.0 if math.isnan(now) else now / then for now, then in self._losses()], np.float64
+            [
+                now / then if math.isfinite(now) and then > 0 else 1.0
+                for now, then in self._losses()
+            ],
+            np.float64,
         )
         left = np.maximum(left, 0.05)
         shares: np.ndarray = left / left.sum()
