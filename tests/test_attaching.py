@@ -17,26 +17,13 @@ import pytest
 
 from modalign import DataError, MismatchError, UsageError, load_encoder, load_space, read_pairs
 from modalign.cli import main
-from modalign.recipes import AltMoERecipe, OneEncoderRecipe
+from modalign.recipes import OneEncoderRecipe
 from modalign.space.attaching import attach, open_attached
+from vector_spaces import DIRECTED as RECIPE
+from vector_spaces import DIRECTED_SIZES as SIZES
 from vector_spaces import key, spec, write_table, write_world
 
 ROWS = 160
-RECIPE = AltMoERecipe(
-    width=32,
-    experts=4,
-    batch_size=64,
-    epochs=1,
-    min_steps=80,
-    learning_rate=5e-3,
-    dropout=0.0,
-    feature_dropout=0.0,
-    validate_steps=20,
-)
-SIZES = (
-    "--width 32 --experts 4 --batch-size 64 --epochs 1 --min-steps 80 --learning-rate 5e-3 "
-    "--dropout 0 --feature-dropout 0 --validate-steps 20"
-).split()
 
 
 def write_store(folder: Path, *, name: str = "stored", scale: float = 1.0) -> str:

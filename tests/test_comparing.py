@@ -575,7 +575,7 @@ def test_the_command_prints_a_table_and_what_it_means(two, world, run):
         (["--study", "all"], 2, "study 'all' is unknown; known: alternation, balance, families,"),
         (["--variant", "a=other"], 2, "recipe 'other' is unknown"),
         (["--variant", TEXTS[0], "--split", "test"], 2, "split test has no rows; there are 144 tr"),
-        (["--variant", TEXTS[0], "--validation", "0"], 1, "split validation has 0 rows"),
+        (["--variant", TEXTS[0], "--validation", "0"], 2, "holds no rows out to validate with"),
         (["--study", "losses", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
     ],
 )

@@ -37,6 +37,7 @@ from modalign.training import FitResult, fit
 from modalign.training.checkpoints import read_checkpoint
 from modalign.training.loop import make_optimizer
 from modalign.worlds import draw_vectors
+from vector_spaces import DIRECTED as MADE
 from vector_spaces import RECIPE as SHARED
 from vector_spaces import STEPS, WIDTHS, contents, flip_bit, key, spec, write_world
 
@@ -497,17 +498,6 @@ def test_recipes_that_no_run_could_use_are_refused_by_name(changes, words):
 
 # Spaces -----------------------------------------------------------------------------------
 
-MADE = AltMoERecipe(
-    width=32,
-    experts=4,
-    batch_size=64,
-    epochs=1,
-    min_steps=80,
-    learning_rate=5e-3,
-    dropout=0.0,
-    feature_dropout=0.0,
-    validate_steps=20,
-)
 SHORT = MADE.changed({"min_steps": 4, "validate_steps": 4})
 
 

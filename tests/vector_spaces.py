@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import AltMoERecipe, OneEncoderRecipe
 from modalign.worlds import draw_vectors
 
 WIDTHS = {"image": 24, "text": 16, "audio": 20, "video": 12, "sensor": 8}
@@ -30,6 +30,22 @@ STEPS = (
     "--feature-dropout 0 --validate-steps 20"
 ).split()
 SIZES = ["--width", "32", "--heads", "2", "--feedforward", "32", *STEPS]
+
+DIRECTED = AltMoERecipe(
+    width=32,
+    experts=4,
+    batch_size=64,
+    epochs=1,
+    min_steps=80,
+    learning_rate=5e-3,
+    dropout=0.0,
+    feature_dropout=0.0,
+    validate_steps=20,
+)
+DIRECTED_SIZES = (
+    "--width 32 --experts 4 --batch-size 64 --epochs 1 --min-steps 80 --learning-rate 5e-3 "
+    "--dropout 0 --feature-dropout 0 --validate-steps 20"
+).split()
 
 
 def key(modality: str, row: int) -> str:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modalign.comparing import compare
     from modalign.encoders import load_encoder
     from modalign.errors import (
         CorruptError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from modalign.gallery import Gallery
     from modalign.pairs import read_items, read_pairs
     from modalign.space import Space, align, load_space
+    from modalign.space.attaching import attach
 
     __version__: str
 
@@ -40,6 +42,8 @@ __all__ = [
     "UsageError",
     "__version__",
     "align",
+    "attach",
+    "compare",
     "load_encoder",
     "load_space",
     "read_items",
@@ -50,6 +54,8 @@ _HOMES = {
     "Gallery": "gallery",
     "Space": "space",
     "align": "space",
+    "attach": "space.attaching",
+    "compare": "comparing",
     "load_encoder": "encoders",
     "load_space": "space",
     "read_items": "pairs",

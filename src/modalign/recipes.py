@@ -61,7 +61,7 @@ class Recipe:
     batch_size: int = _option(256, "Pairs in a training step")
     epochs: int = _option(4, "Passes over the pairs, at most")
     min_steps: int = _option(
-        200, "Training steps to make even where the epochs are over before; for few pairs"
+        160, "Training steps to make even where the epochs are over before; for few pairs"
     )
     learning_rate: float = _option(1e-3, "Largest learning rate of AdamW")
     weight_decay: float = _option(0.05, "Decoupled weight decay of AdamW")

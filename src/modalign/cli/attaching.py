@@ -7,19 +7,22 @@ from typing import Any
 
 import click
 
-from modalign.cli.making import load_encoders, report_stage
+from modalign.cli.making import check_table, load_encoders, report_stage
 from modalign.cli.options import (
     CHECKPOINT,
     COLUMN,
     ENCODER,
+    VALIDATION,
     computing,
     named_columns,
+    named_values,
     recipe_changes,
     recipe_flags,
     use_machine,
 )
 from modalign.cli.output import bars, print_json
 from modalign.errors import UsageError
+from modalign.storage import check_free
 
 
 @click.command()
@@ -37,12 +40,7 @@ from modalign.errors import UsageError
     "--recipe", default="alt-moe", show_default=True, help="One of directed maps; see recipes."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The space's folder.")
-@click.option(
-    "--validation",
-    default=0.1,
-    show_default=True,
-    help="Share held out where the pairs have no split column.",
-)
+@VALIDATION
 @recipe_flags()
 @CHECKPOINT
 @computing
@@ -61,13 +59,15 @@ def attach(store: str, pairs: Path, stored: str, out: Path, **options: Any) -> N
     from modalign.space.space import summary
 
     recipe = named_recipe(options["recipe"]).changed(recipe_changes(options))
-    encoders = load_encoders(options)
-    if len(encoders) != 1 or stored in encoders:
+    specs = named_values(options["encoders"], option="encoder")
+    if len(specs) != 1 or stored in specs:
         raise UsageError(
-            f"attach needs one --encoder, of the modality to search by, {len(encoders)} given "
-            f"({', '.join(encoders)}); the stored side, {stored}, needs none"
+            f"attach needs one --encoder, of the modality to search by, {len(specs)} are given "
+            f"({', '.join(specs)}); the stored side, {stored}, needs none"
         )
-    ((new, encoder),) = encoders.items()
+    check_table(pairs, [*specs, stored], options)
+    check_free(out)
+    ((new, encoder),) = load_encoders(options).items()
     table = read_pairs(
         pairs,
         {new: new, stored: stored, **named_columns(options["columns"])},

@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from modalign.cli.making import PAIRS, load_encoders, read_table
-from modalign.cli.options import CHECKPOINT, COLUMN, ENCODER, computing, named_values, use_machine
+from modalign.cli.making import PAIRS, check_table, load_encoders, read_table
+from modalign.cli.options import (
+    CHECKPOINT,
+    COLUMN,
+    ENCODER,
+    VALIDATION,
+    computing,
+    named_values,
+    use_machine,
+)
 from modalign.cli.output import bars, print_json, print_skipped
 from modalign.errors import UsageError
 
@@ -57,7 +65,7 @@ REPORT_FILE = "comparison.json"
     help="Choose the width of all other variants so that they train as many parameters as this.",
 )
 @click.option("--split", default="validation", show_default=True, help="Rows measured, or all.")
-@click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
+@VALIDATION
 @click.option(
     "--out",
     required=True,
@@ -100,6 +108,7 @@ def compare(pairs: Path, out: Path, study: str | None, as_json: bool, **options:
         split=options["split"],
         equal_to=options["equal_to"],
     )
+    check_table(pairs, list(named_values(options["encoders"], option="encoder")), options)
     encoders = load_encoders(options)
     table = read_table(pairs, encoders, options, validation=options["validation"])
     with bars() as progress:

@@ -13,6 +13,7 @@ from modalign.cli.options import (
     COLUMN,
     ENCODER,
     SPACE,
+    VALIDATION,
     check_there,
     computing,
     drawless,
@@ -40,12 +41,7 @@ PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
 @COLUMN
 @click.option("--recipe", default="oneencoder", show_default=True, help="See `modalign recipes`.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The space's folder.")
-@click.option(
-    "--validation",
-    default=0.1,
-    show_default=True,
-    help="Share held out where the pairs have no split column.",
-)
+@VALIDATION
 @recipe_flags()
 @CHECKPOINT
 @computing
@@ -92,7 +88,7 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
 @ENCODER
 @COLUMN
 @click.option("--anchor", help="The space's modality it is paired with.  [default: the pairs' one]")
-@click.option("--validation", default=0.1, show_default=True, help="Share held out; see align.")
+@VALIDATION
 @recipe_flags(later=True)
 @CHECKPOINT
 @computing

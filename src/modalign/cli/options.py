@@ -111,6 +111,12 @@ CHECKPOINT = click.option(
     show_default=True,
     help="Time between checkpoints of training: what a kill can cost.",
 )
+VALIDATION = click.option(
+    "--validation",
+    default=0.1,
+    show_default=True,
+    help="Share held out where the pairs have no split column.",
+)
 SPACE = click.argument("space", type=click.Path(path_type=Path))
 
 

@@ -39,7 +39,7 @@ class MixtureShape:
     Attributes:
         width: d, of the common space the experts work in.
         experts: E; where `router` is "mlp", one expert as large as all of them.
-        top_k: Experts a row passes through, <= experts.
+        top_k: Experts a row passes through, <= experts; of a group at most all.
         router: "learned" gate; experts of a modality or of a task ("fixed-..."), all with equal
             weight; "grouped": a gate among the experts of the source's modality; "dense": a gate
             over all experts, none left out; "mlp": the mixture's twin without experts.
