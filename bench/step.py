@@ -75,8 +75,8 @@ def step_share(name: str, precision: str, options: argparse.Namespace, *, target
     slow = measuring.timed(step) > SLOW_ROUND_SECONDS
     repeats = {name: 1 if slow else times for name, (_, _, times) in products.items()}
     sides: dict[str, Callable[[], object]] = {"step": step}
-    for name, (work, _, _) in products.items():
-        sides[name] = partial(repeated, work, repeats[name])
+    for product_name, (work, _, _) in products.items():
+        sides[product_name] = partial(repeated, work, repeats[product_name])
         work()
     seconds = alternated(sides, rounds=min(options.rounds, SLOW_ROUNDS) if slow else options.rounds)
     rates = {name: products[name][1] * repeats[name] / median(seconds[name]) for name in products}

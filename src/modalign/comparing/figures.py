@@ -190,8 +190,7 @@ def explained(shown: Mapping[str, Any]) -> str:
         [
             f"{count} {'seed' if count == 1 else 'seeds'}, rows: {shown['split']}; figures are "
             "means over the seeds.",
-            "parameters: all that the optimiser is given, heads of a task without weight among "
-            "them; seconds: training with its validations.",
+            "parameters: all that is trained; seconds: training with its validations.",
             "95 %: queries drawn anew, each with its mean over the seeds; to first: R@1 less that "
             "of the first row, on the same queries.",
         ]
