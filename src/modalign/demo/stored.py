@@ -28,7 +28,7 @@ from modalign.worlds import World
 
 # As many steps as tell the story within the demo's time.
 RECIPE = AltMoERecipe(
-    width=128, experts=4, batch_size=128, min_steps=120, epochs=1, feature_dropout=0.3
+    width=128, experts=4, batch_size=128, min_steps=100, epochs=1, feature_dropout=0.3
 )
 JOINED = ("audio", "video")
 ANSWERS = 10

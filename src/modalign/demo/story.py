@@ -45,8 +45,8 @@ EXAMPLES = 3
 ANSWERS = 3
 SETTINGS_FILE = "demo.json"
 # As many scenes and steps as tell the story within 90 seconds on two cores.
-RECIPE = named_recipe("oneencoder").changed({"min_steps": 240, "width": 256})
-SIZES = WorldSizes(pictures=1000, sounds=600, clips=600, test=120)
+RECIPE = named_recipe("oneencoder").changed({"min_steps": 180, "width": 256})
+SIZES = WorldSizes(pictures=1000, sounds=500, clips=500, test=120)
 
 
 @dataclass
