@@ -199,6 +199,10 @@ class AltMoERecipe(Recipe):
     # The first stage's directions are of its own modalities.
     later_defaults: ClassVar[Mapping[str, Any]] = {"directions": "all"}
 
+    # Each direction gets its share of them.
+    min_steps: int = _option(
+        400, "Training steps to make even where the epochs are over before; for few pairs"
+    )
     experts: int = _option(8, "Experts of the mixture")
     top_k: int = _option(2, "Experts a row passes through")
     router: str = _option("learned", "How rows find experts", ROUTER_NAMES)
@@ -289,7 +293,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         "OneEncoder with the settings of its public code",
     ),
     "alt-moe": (
-        AltMoERecipe(min_steps=400),
+        AltMoERecipe(),
         "Alt-MoE for a few thousand pairs: raw stored vectors are the gallery; 8 experts, top 2",
     ),
     "alt-moe-paper": (
@@ -303,6 +307,7 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
             learn_temperature=False,
             batch_size=512,
             epochs=20,
+            min_steps=1,
             learning_rate=1e-4,
             weight_decay=1e-2,
         ),
