@@ -20,7 +20,7 @@ from modalign.pairs import Pairs, read_items, read_pairs
 from modalign.recipes import AltMoERecipe
 from modalign.space import Space, load_space
 from modalign.space.attaching import PROOF_FILE, AttachedStore, attach, open_attached
-from modalign.space.routing import routing_table
+from modalign.space.routing import RoutingRow, means, routing_table
 from modalign.space.stages import SPACE_FILE
 from modalign.storage import building, read_json, read_json_lines, write_json_lines
 from modalign.stores import open_store
@@ -173,9 +173,10 @@ def prove_store(story: StoredStory) -> dict[str, Any]:
 
 def routed(story: StoredStory, space: Space, world: World) -> Sequence[dict[str, Any]]:
     """Return how the held-out items use the experts, as the report shows it."""
-    rows = []
+    rows: list[RoutingRow] = []
     for modality in space.modalities:
         if modality != "text":
             encoded = space.encode_pairs(story.pairs(world.scenes, modality), cache=story.cache)
-            rows += [row.as_json() for row in routing_table(space, encoded, split="all")]
-    return [row for row in rows if row["direction"] is not None]
+            table = routing_table(space, encoded, split="all")
+            rows += [row for row in table if row.direction is not None]
+    return [row.as_json() for row in (*rows, *means(rows))]
