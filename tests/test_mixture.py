@@ -464,6 +464,17 @@ def test_every_router_can_grow(router):
         assert vectors["contrast"].shape == (9, WIDTHS[target])
 
 
+@pytest.mark.parametrize("router", ["fixed-modality", "grouped"])
+def test_the_first_modalities_keep_their_experts_after_any_number_of_grown_ones(router):
+    model = with_audio(model_of(router=router), grown=True, experts=2)
+    earlier = [stage for stage in model.stages if isinstance(stage, MixtureStage)]
+    wanted = dataclasses.replace(earlier[0].shape, experts=2)
+    widths, added = {**WIDTHS, "video": 7}, [("video", "text"), ("text", "video")]
+    model.stages.append(MixtureStage(widths, added, wanted, earlier=earlier, grown=True))
+    assert model.open_to(("text", "video"), "contrast") == model.open_to(BACK, "contrast") == [2, 3]
+    assert model.open_to(("video", "text"), "contrast") == [6, 7]
+
+
 def test_text_keeps_its_experts_where_a_grown_modality_has_its_own():
     model = with_audio(model_of(router="fixed-modality"), grown=True, experts=2)
     chosen = [

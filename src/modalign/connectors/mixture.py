@@ -130,7 +130,9 @@ class Mixture(nn.Module):
         )
         # In a list of its own a module is no part of the state.
         self._inherited = [] if inherited is None else [inherited]
-        self.groups = {name: self._group(groups, place) for place, name in enumerate(groups)}
+        # However many stages ago a group came, its experts stay its own.
+        self.groups = dict(inherited.groups) if inherited is not None else {}
+        self.groups |= {name: self._group(groups, place) for place, name in enumerate(groups)}
         self.norms = nn.ModuleDict({task: nn.LayerNorm(shape.width) for task in TASKS})
         gated = shape.router in ("learned", "grouped", "dense")
         total = len(self.all_experts())
@@ -221,13 +223,7 @@ class Mixture(nn.Module):
         return self._members({"fixed-skill": task, "mlp": "all"}.get(self.shape.router, group))
 
     def _members(self, group: str) -> list[int]:
-        for mixture in (self, *self._inherited):
-            if group in mixture.groups:
-                return list(mixture.groups[group])
-        raise UsageError(
-            f"router {self.shape.router}: {group} has no experts; add it with its "
-            "own, added_experts"
-        )
+        return list(self.groups[group])
 
     def combine(self, x: Tensor, routing: Routing) -> Tensor:
         """Return the weighted sum of the chosen experts' outputs, float [N, d]."""
