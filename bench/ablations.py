@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from photo_tables import photo_row, write_rows
+from photo_tables import photo_row, read_photos, write_rows
 from photos import load_encoders
 
 from modalign import read_pairs
@@ -33,7 +33,8 @@ from modalign.storage import write_json
 def main() -> None:
     options = arguments()
     options.work.mkdir(parents=True, exist_ok=True)
-    pairs = read_pairs(write_photos(options.data, options.work), ["image", "text"])
+    photos = [photo_row(photo) for photo in read_photos(options.data)]
+    pairs = read_pairs(write_rows(options.work / "photos.jsonl", photos), ["image", "text"])
     loaded = load_encoders(options.data)
     encoders = {name: loaded[name] for name in pairs.modalities}
     shown = {}
@@ -63,15 +64,6 @@ def run_study(
     shown = {"study": name, **shown}
     write_json(options.out / f"{name}.json", shown)
     return shown
-
-
-def write_photos(data: Path, folder: Path) -> Path:
-    """Write the table of photos and captions; the photos stay where they are."""
-    manifest = (data / "flickr8k/manifest.jsonl").read_text(encoding="utf-8")
-    photos = [json.loads(line) for line in manifest.splitlines()]
-    for photo in photos:
-        photo["image"] = str((data / "flickr8k" / photo["image"]).resolve())
-    return write_rows(folder / "photos.jsonl", [photo_row(photo) for photo in photos])
 
 
 def arguments() -> argparse.Namespace:

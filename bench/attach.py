@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from measuring import note
-from photo_tables import write_rows
+from photo_tables import read_photos, write_rows
 from photos import load_encoders
 
 from modalign import align, read_items, read_pairs
@@ -38,7 +38,7 @@ from modalign.features import encode_items
 from modalign.gallery import Gallery
 from modalign.pairs import Items
 from modalign.space import Space
-from modalign.space.attaching import attach
+from modalign.space.attaching import attach, recall_among
 
 COUNTS = (250, 500, 1000, 2000, 4500)
 STORES = {
@@ -59,15 +59,14 @@ def main() -> None:
     chosen.cache = chosen.cache or chosen.work / "features"
     chosen.work.mkdir(parents=True, exist_ok=True)
     encoders = load_encoders(chosen.data)
-    photos = read_photos(chosen.data)
+    photos = photos_with_ids(chosen.data)
     write_caption_stores(photos, encoders["text"], chosen)
     results = []
     for count in chosen.photos:
         for name in (*STORES, SHARED):
             work = shared_space if name == SHARED else attached
-            done = kept(chosen.work / "results" / f"{name}-{count}-{chosen.seed}.json")(
-                lambda: work(name, count, photos, encoders, chosen)  # noqa: B023 - called at once
-            )
+            path = chosen.work / "results" / f"{name}-{count}-{chosen.seed}.json"
+            done = kept(path, work, name, count, photos, encoders, chosen)
             note(f"{name}, {count} photos: {done}")
             results.append({"store": name, "photos": count, **done})
     if chosen.json:
@@ -76,21 +75,12 @@ def main() -> None:
         print_table(results, chosen)
 
 
-def read_photos(data: Path) -> list[dict[str, Any]]:
+def photos_with_ids(data: Path) -> list[dict[str, Any]]:
     """Return photos with captions and the ids of these, photos of the validation split last."""
-    lines = (data / "flickr8k/manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines):
-        row = json.loads(line)
-        rows.append(
-            {
-                "image": str((data / "flickr8k" / row["image"]).resolve()),
-                "captions": row["captions"],
-                "ids": [f"{number}-{place}" for place in range(len(row["captions"]))],
-                "split": row["split"],
-            }
-        )
-    return sorted(rows, key=lambda row: row["split"] != "train")
+    photos = read_photos(data)
+    for number, photo in enumerate(photos):
+        photo["ids"] = [f"{number}-{place}" for place in range(len(photo["captions"]))]
+    return sorted(photos, key=lambda photo: photo["split"] != "train")
 
 
 def write_caption_stores(
@@ -188,9 +178,8 @@ def shared_space(
     items = items_of(captions, "text", options)
     gallery, _ = space.embed_items(items, out=options.work / "gallery", cache=options.cache)
     embedded = time.perf_counter()
-    ranked = first_ranks(space, gallery, photos, options)
     return {
-        **{f"recall_at_{k}": float(np.mean(ranked < k)) for k in (1, 10)},
+        **gallery_recall(space, gallery, photos, options),
         "gallery": len(gallery),
         "validation": space.stages[0].record["validation"]["directions"][0],
         "embed_seconds": round(embedded - trained, 1),
@@ -199,36 +188,25 @@ def shared_space(
     }
 
 
-def first_ranks(
+def gallery_recall(
     space: Space, gallery: Gallery, photos: list[dict[str, Any]], options: argparse.Namespace
-) -> np.ndarray:
-    """Return the place of the first right caption among ten answers, 10 where there is none."""
+) -> dict[str, float]:
+    """Return how often a right caption is the first, and among ten answers."""
     held = [photo for photo in photos if photo["split"] != "train"]
     images = items_of([photo["image"] for photo in held], "image", options)
     features = encode_items(images, space.encoder("image"), cache=options.cache).table
     queries = space.query(features.take(np.arange(len(features))), source="image", target="text")
-    hits = gallery.search(queries, 10)
-    rights = [set(photo["captions"]) for photo in held]
-    texts = gallery.shown(hits)
-    return np.array(
-        [
-            next((place for place, text in enumerate(found) if text in right), 10)
-            for found, right in zip(texts, rights, strict=True)
-        ]
-    )
+    texts = gallery.shown(gallery.search(queries, 10))
+    return recall_among(texts, [set(photo["captions"]) for photo in held], ks=(1, 10))
 
 
-def kept(path: Path) -> Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]:
-    """Return a caller that runs something once and keeps its result in a file."""
-
-    def call(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(work()), encoding="utf-8")
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-
-    return call
+def kept(path: Path, work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return the result in a file; call `work` for it where there is none yet."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(work(*arguments)), encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def print_table(results: list[dict[str, Any]], options: argparse.Namespace) -> None:

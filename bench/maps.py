@@ -23,10 +23,9 @@ from statistics import median
 import numpy as np
 import torch
 from measuring import Figure, note
-from step import WIDTHS, training_step
+from step import WIDTHS, sized, training_step
 
 from modalign.encoders import Features
-from modalign.recipes import named_recipe
 from modalign.space.aligning import new_family
 
 # Recipe, milliseconds to stay under.
@@ -95,17 +94,12 @@ def training_memory(options: argparse.Namespace) -> Figure:
 def trained(options: argparse.Namespace) -> dict[str, int]:
     """Train for some steps; return the parameters and the peak memory in bytes."""
     before = peak_bytes()
-    recipe = sized("alt-moe-paper", options).changed({"batch_size": options.batch})
+    recipe = sized("alt-moe-paper", options)
     step, objective = training_step(recipe)
     for _ in range(max(1, options.steps // 2)):
         step()
     count = sum(parameter.numel() for parameter in objective.parameters.values())
     return {"peak": peak_bytes(), "before": before, "parameters": count}
-
-
-def sized(name: str, options: argparse.Namespace):
-    """Return a recipe, of another width where the call says so."""
-    return named_recipe(name).changed({} if options.width is None else {"width": options.width})
 
 
 def peak_bytes() -> int:

@@ -45,10 +45,7 @@ class Tables:
 def write_tables(data: Path, folder: Path, *, train_clips: int, seed: int) -> Tables:
     """Write the tables, and draw the clips that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = (data / "flickr8k/manifest.jsonl").read_text(encoding="utf-8")
-    photos = [json.loads(line) for line in manifest.splitlines()]
-    for photo in photos:
-        photo["image"] = str((data / "flickr8k" / photo["image"]).resolve())
+    photos = read_photos(data)
     with open(data / "esc10/manifest.csv", encoding="utf-8", newline="") as file:
         sounds = list(csv.DictReader(file))
     clips = clip_rows(photos, folder / "clips", train_clips=train_clips, seed=seed)
@@ -60,6 +57,15 @@ def write_tables(data: Path, folder: Path, *, train_clips: int, seed: int) -> Ta
         write_rows(folder / "clips.jsonl", [without(clip, "image") for clip in clips]),
         write_rows(folder / "clips_and_photos.jsonl", validation),
     )
+
+
+def read_photos(data: Path) -> list[dict[str, Any]]:
+    """Return the photos of the manifest, each by its whole path."""
+    manifest = (data / "flickr8k/manifest.jsonl").read_text(encoding="utf-8")
+    photos = [json.loads(line) for line in manifest.splitlines()]
+    for photo in photos:
+        photo["image"] = str((data / "flickr8k" / photo["image"]).resolve())
+    return photos
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -60,10 +60,7 @@ def main() -> None:
 def step_share(name: str, precision: str, options: argparse.Namespace, *, target: float) -> Figure:
     """Return the share of the peak that a step reaches."""
     note(f"step: {name}, {precision}")
-    sizes = {} if options.width is None else {"width": options.width}
-    recipe = named_recipe(name).changed(
-        {"precision": precision, "batch_size": options.batch, **sizes}
-    )
+    recipe = sized(name, options).changed({"precision": precision})
     torch.manual_seed(options.seed)
     step, _ = training_step(recipe)
     with FlopCounterMode(display=False) as counter:
@@ -96,6 +93,12 @@ def step_share(name: str, precision: str, options: argparse.Namespace, *, target
             "peak_flops_per_second": rates,
         },
     )
+
+
+def sized(name: str, options: argparse.Namespace) -> Recipe:
+    """Return a recipe at the call's batch, and of another width where the call says so."""
+    sizes = {} if options.width is None else {"width": options.width}
+    return named_recipe(name).changed({"batch_size": options.batch, **sizes})
 
 
 def training_step(recipe: Recipe) -> tuple[Callable[[], None], Objective]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from interruptions import Stop
 from modalign import align, load_encoder, read_pairs
 from modalign.cli import main
 from modalign.comparing import STUDIES, Comparison, Variant, compare, format_comparison, planned
@@ -214,10 +215,6 @@ def test_the_ranks_of_every_query_are_kept_as_integers(two):
     for path in (two["out"] / "runs").iterdir():
         for entry in json.loads(path.read_text(encoding="utf-8"))["measured"]:
             assert all(isinstance(rank, int) and rank >= 1 for rank in entry["ranks"])
-
-
-class Stop(Exception):  # noqa: N818 - it stands for Ctrl-C
-    pass
 
 
 def test_interrupted_inside_a_run_it_goes_on_there_and_ends_with_the_same_ranks(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from interruptions import Stop, stopping_at
 from modalign import Gallery, Space, UsageError, align, load_encoder, load_space, read_items
 from modalign.cli import main
 from modalign.encoders import Encoder, Features
@@ -342,18 +343,6 @@ def test_features_are_standardised_with_the_figures_of_the_training_split():
 
 
 # Going on ---------------------------------------------------------------------------------
-
-
-class Stop(Exception):  # noqa: N818  it is no error
-    """What ends a run in the middle."""
-
-
-def stopping_at(step: int) -> Callable[[str, int, int, str], None]:
-    def told(task: str, done: int, total: int, note: str) -> None:
-        if done == step:
-            raise Stop
-
-    return told
 
 
 def fitted(objective: DirectedObjective, folder: Path, *, stop: int = -1) -> FitResult:

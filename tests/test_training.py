@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interruptions import Stop, stopping_at
 from modalign.encoders import Features
 from modalign.errors import DataError
 from modalign.features.store import FeatureArray
@@ -354,18 +355,6 @@ def test_a_step_computes_in_the_precision_asked_for(tmp_path, precision, dtype):
 
 
 # Resuming
-
-
-class Stop(Exception):  # noqa: N818  it is no error
-    """What ends a run in the middle."""
-
-
-def stopping_at(step: int) -> Callable[[str, int, int, str], None]:
-    def told(task: str, done: int, total: int, note: str) -> None:
-        if done == step:
-            raise Stop
-
-    return told
 
 
 def interrupted(folder: Path, *, at: int, every: float = 0.0, **options: Any) -> None:

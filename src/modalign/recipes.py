@@ -258,11 +258,16 @@ class AltMoERecipe(Recipe):
         check_known(self.score, SCORES, what="score")
         self._check_weights()
 
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """The weight of each task's loss; one of 0 trains nothing."""
+        return {"prediction": self.prediction_weight, "contrast": self.contrast_weight}
+
     def _check_weights(self) -> None:
-        if not self.prediction_weight and not self.contrast_weight:
+        weights = self.task_weights
+        if not any(weights.values()):
             raise UsageError("prediction_weight and contrast_weight are 0, expected one above")
-        needed = {"contrast": self.contrast_weight, "prediction": self.prediction_weight}
-        if self.score in needed and not needed[self.score]:
+        if self.score in weights and not weights[self.score]:
             raise UsageError(
                 f"score is {self.score} and {self.score}_weight is 0: nothing trains what "
                 "search would go by; change one"

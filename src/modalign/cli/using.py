@@ -23,6 +23,7 @@ from modalign.cli.options import (
 )
 from modalign.cli.output import bars, print_directions, print_json, print_skipped
 from modalign.errors import UsageError
+from modalign.recipes import SCORES
 
 if TYPE_CHECKING:
     from modalign.gallery import Searchable
@@ -143,7 +144,7 @@ def search(space: Path, gallery: str, k: int, as_json: bool, **options: Any) -> 
 @HELD_OUT
 @click.option(
     "--score",
-    type=click.Choice(["contrast", "prediction", "fused"]),
+    type=click.Choice(SCORES),
     help="Of directed maps: which vectors to compare by.  [default: the recipe's]",
 )
 @click.option("--from", "source", help="The queries' modality.  [default: all]")
@@ -191,14 +192,12 @@ def verify(space: Path, galleries: tuple[Path, ...], as_json: bool, debug: bool)
     for gallery in galleries:
         check_gallery_folder(gallery)
     report = verify_space(space, galleries)
-    foreign = galleries_of_others(space, report)
     if as_json:
-        marked = [{**g, "of_another_space": g["name"] in foreign} for g in report["galleries"]]
-        print_json({**report, "galleries": marked})
+        print_json(report)
     else:
         for noun, kind in (("stage", "stages"), ("gallery", "galleries")):
             for entry in report[kind]:
-                wrong = "of another space" if entry["name"] in foreign else "CHANGED"
+                wrong = "of another space" if entry.get("of_another_space") else "CHANGED"
                 state = "unchanged" if entry["ok"] else wrong
                 click.echo(f"{noun} {entry['name']}: {state}")
                 for problem in entry["problems"]:
@@ -303,21 +302,6 @@ def open_searchable(space: Space, text: str) -> Searchable:
         return open_attached(space, text)
     check_gallery_folder(Path(text))
     return Gallery.load(Path(text))
-
-
-def galleries_of_others(space: Path, report: Mapping[str, Any]) -> set[str]:
-    """Return the names of galleries that are as they were written, but by another space."""
-    from modalign.gallery import read_header
-    from modalign.space import load_space
-
-    # A file that changed, here or there, would be a problem of its own.
-    suspects = [g for g in report["galleries"] if g["rows"] is not None and len(g["problems"]) == 1]
-    if not suspects or not all(stage["ok"] for stage in report["stages"]):
-        return set()
-    loaded = load_space(space)
-    ours = {modality: loaded.embedding_sha256(modality) for modality in loaded.modalities}
-    headers = {entry["name"]: read_header(Path(entry["name"])) for entry in suspects}
-    return {name for name, made in headers.items() if ours.get(made.modality) != made.embedding}
 
 
 def check_query_file(space: Space, options: Mapping[str, Any]) -> None:

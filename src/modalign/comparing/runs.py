@@ -28,10 +28,10 @@ from modalign.evaluation import retrieval_ranks
 from modalign.pairs import Pairs
 from modalign.recipes import AltMoERecipe, Recipe
 from modalign.space import aligning
-from modalign.space.aligning import SPLITS, Job
+from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, pairs_record
-from modalign.space.families import Family, Growth, Sides, StageObjective
-from modalign.space.space import chosen_split, renumbered
+from modalign.space.families import Family, Growth, StageObjective
+from modalign.space.space import SplitSides, chosen_split
 from modalign.space.stages import SPACE_FILE, WORK_FOLDER, versions
 from modalign.storage import locked, read_json, sweep, write_json
 from modalign.training import fit
@@ -175,15 +175,9 @@ class Runs:
         family = aligning.new_family(recipe, device=device)
         widths = {name: self.encoders[name].width for name in self.encoded.pairs.modalities}
         growth = family.growth(recipe, widths, anchor=None)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            # What is only counted takes no memory.
-            with torch.device("meta") if device == "meta" else nullcontext():
-                family.grow(recipe, growth)
-        train, validation = (
-            aligning.paired_splits(self.encoded, growth, split) for split in SPLITS
-        )
-        objective = family.objective(recipe, growth, train=train, validation=validation, seed=seed)
+        # What is only counted takes no memory.
+        with torch.device("meta") if device == "meta" else nullcontext():
+            _, objective = aligning.untrained(family, growth, self.encoded, recipe, seed=seed)
         return family, growth, objective
 
     def count(self, variant: Variant) -> tuple[int, int]:
@@ -236,18 +230,12 @@ class Runs:
         self, family: Family, recipe: Recipe, directions: Sequence[Direction]
     ) -> list[dict[str, Any]]:
         """Return the rank of every query, by every score the recipe trains."""
-        pairs = self.encoded.pairs
-        rows = chosen_split(pairs, self.split)
-        members = {m: pairs.members(m, split=rows) for m in pairs.modalities}
-        sides = Sides(family, {m: self.encoded.tables[m].subset(members[m]) for m in members})
+        rows = SplitSides(family, self.encoded, self.split)
         found = []
         for score in possible_scores(recipe):
             for source, target in directions:
-                queries, gallery = sides.between(source, target, score=score)
-                positives = pairs.positives(source, target, split=rows)
-                ranks = retrieval_ranks(
-                    queries, gallery, renumbered(positives, members, source, target)
-                )
+                queries, gallery, positives = rows.between(source, target, score=score)
+                ranks = retrieval_ranks(queries, gallery, positives)
                 entry = {"score": score, "from": source, "to": target, "gallery": len(gallery)}
                 found.append({**entry, "ranks": ranks.tolist()})
         return found

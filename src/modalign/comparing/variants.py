@@ -173,8 +173,7 @@ def possible_scores(recipe: Recipe) -> list[str | None]:
     """
     if not isinstance(recipe, AltMoERecipe):
         return [None]
-    weights = {"contrast": recipe.contrast_weight, "prediction": recipe.prediction_weight}
-    found: list[str | None] = [score for score, weight in weights.items() if weight]
+    found: list[str | None] = [score for score in SCORES if recipe.task_weights.get(score)]
     if recipe.contrast_weight and both_ways(recipe.directions):
         found.append("fused")
     return found

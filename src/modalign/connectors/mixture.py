@@ -131,7 +131,7 @@ class Mixture(nn.Module):
         # In a list of its own a module is no part of the state.
         self._inherited = [] if inherited is None else [inherited]
         # However many stages ago a group came, its experts stay its own.
-        self.groups = dict(inherited.groups) if inherited is not None else {}
+        self.groups: dict[str, range] = {} if inherited is None else dict(inherited.groups)
         self.groups |= {name: self._group(groups, place) for place, name in enumerate(groups)}
         self.norms = nn.ModuleDict({task: nn.LayerNorm(shape.width) for task in TASKS})
         gated = shape.router in ("learned", "grouped", "dense")
@@ -238,10 +238,11 @@ class Mixture(nn.Module):
         """Run each expert on its own rows alone: what training can afford."""
         order = chosen.flatten().argsort(stable=True)
         rows = order // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.all_experts())).tolist()
+        experts = self.all_experts()
+        counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
         parts = [
             expert(part)
-            for expert, part in zip(self.all_experts(), torch.split(x[rows], counts), strict=True)
+            for expert, part in zip(experts, torch.split(x[rows], counts), strict=True)
             if len(part)
         ]
         weighted = torch.cat(parts) * weights.flatten()[order].unsqueeze(1)
@@ -253,11 +254,12 @@ class Mixture(nn.Module):
         A matrix product rounds a row differently in another shape of batch, and how many rows
         choose an expert is the others' doing.
         """
+        experts = self.all_experts()
         mixed = torch.zeros_like(x)
         for index in torch.unique(chosen).tolist():
             here = chosen == index
             weight = (weights * here).sum(1, keepdim=True)
-            added = mixed + weight * self.all_experts()[index](x)
+            added = mixed + weight * experts[index](x)
             mixed = torch.where(here.any(1, keepdim=True), added, mixed)
         return mixed
 

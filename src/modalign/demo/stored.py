@@ -19,7 +19,14 @@ from modalign.features.encoding import Progress, no_progress
 from modalign.pairs import Pairs, read_items, read_pairs
 from modalign.recipes import AltMoERecipe
 from modalign.space import Space, load_space
-from modalign.space.attaching import PROOF_FILE, AttachedStore, attach, open_attached
+from modalign.space.attaching import (
+    PROOF_FILE,
+    AttachedStore,
+    attach,
+    open_attached,
+    recall_among,
+    right_values,
+)
 from modalign.space.routing import RoutingRow, means, routing_table
 from modalign.space.stages import SPACE_FILE
 from modalign.storage import building, read_json, read_json_lines, write_json_lines
@@ -145,17 +152,13 @@ def searched(store: AttachedStore, space: Space, pairs: Pairs, modality: str) ->
     """Return how often a right caption is the first, and among the first ten, of all stored."""
     items = pairs.items[modality].values
     hits = space.search(store, items, modality=modality, k=ANSWERS)
-    right: dict[int, set[str]] = {}
-    for item, text in pairs.positives(modality, "text"):
-        right.setdefault(int(item), set()).add(pairs.items["text"].values[int(text)])
-    found = [[name in right[item] for name in names] for item, names in enumerate(hits.ids)]
+    right = right_values(pairs, modality, "text")
     return {
         "from": modality,
         "to": "text",
         "queries": len(items),
         "gallery": store.store.count,
-        "recall_at_1": float(np.mean([answers[0] for answers in found])),
-        "recall_at_10": float(np.mean([any(answers) for answers in found])),
+        **recall_among(hits.ids, [right[item] for item in range(len(items))], ks=(1, ANSWERS)),
     }
 
 

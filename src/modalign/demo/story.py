@@ -26,7 +26,7 @@ from modalign.gallery import Gallery
 from modalign.pairs import Pairs, read_pairs
 from modalign.recipes import AltMoERecipe, Recipe, named_recipe
 from modalign.report import Hit, Report, SearchExample, Shown, write_report
-from modalign.report.spaces import machine, stage_summary
+from modalign.report.spaces import machine, shown_directions, stage_summary
 from modalign.space import Space, align, load_space
 from modalign.space.space import summary
 from modalign.space.stages import SPACE_FILE
@@ -173,7 +173,7 @@ class DemoResult:
             "stages": [
                 stage_summary(self.space, stage.name).as_json() for stage in self.space.stages
             ],
-            "directions": [shown_direction(direction) for direction in self.directions],
+            "directions": shown_directions(self.space, self.directions),
             "verify": self.verify,
             "stored": self.stored,
         }
@@ -217,7 +217,7 @@ def run_demo(demo: Demo) -> DemoResult:
             for example in examples(scenes, galleries, source=source, target=target)
         ]
     found, routing = tell_stored(demo, world, encoders)
-    verify["ok"] = verify["ok"] and found["unchanged"]
+    verify["ok"] = verify["ok"] and found["unchanged"] and found["verify"]
     result = DemoResult(space, directions, verify, searches, found, routing, demo.seconds)
     write_report(demo.folder, demo_report(result, demo))
     return result
@@ -319,15 +319,11 @@ def shown(scenes: Pairs, modality: str, index: int) -> Shown:
     return Shown(items.ids[index], modality, value if items.reads == "text" else Path(value))
 
 
-def shown_direction(direction: Direction) -> dict[str, Any]:
-    """Return a direction, with whether its two modalities were trained together."""
-    return {**direction.as_json(), "paired": "text" in (direction.source, direction.target)}
-
-
 def demo_report(result: DemoResult, demo: Demo) -> Report:
     """Return the report's contents."""
     total = sum(result.seconds.values())
-    unpaired = [d.recall_at_1 for d in result.directions if not shown_direction(d)["paired"]]
+    directions = shown_directions(result.space, result.directions)
+    unpaired = [found["recall_at_1"] for found in directions if not found["paired"]]
     proof = "not one bit of it changed" if result.verify["ok"] else "SOMETHING IN IT CHANGED"
     unchanged = "what they were" if result.stored["unchanged"] else "NOT WHAT THEY WERE"
     space = os.path.relpath(result.space.folder)
@@ -347,7 +343,7 @@ def demo_report(result: DemoResult, demo: Demo) -> Report:
         seconds=round(total, 1),
         machine=machine(),
         stages=tuple(stage_summary(result.space, s.name) for s in result.space.stages),
-        directions=tuple(shown_direction(direction) for direction in result.directions),
+        directions=tuple(directions),
         routing=tuple(result.routing),
         stored=result.stored,
         searches=tuple(result.searches),

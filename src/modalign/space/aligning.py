@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modalign.encoders import Encoder
 from modalign.encoders.contract import canonical_json
@@ -24,7 +24,7 @@ from modalign.pairs import Pairs
 from modalign.recipes import CHECKPOINT_SECONDS, Recipe
 from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs, encode_pairs, pairs_record
-from modalign.space.families import Family, Growth, measure_all
+from modalign.space.families import Family, Growth, StageObjective, measure_all
 from modalign.space.paired import PairedTables
 from modalign.space.shared import SharedSpace
 from modalign.space.stages import (
@@ -45,7 +45,6 @@ KINDS = {
     "oneencoder": ("universal-projection", "alignment-layer"),
     "alt-moe": ("mixture", "directed-maps"),
 }
-SPLITS = ("train", "validation")
 # Where a way over maps names its source, after its kind and score.
 SOURCE = 2
 # Fewer rows than this cannot be trained on and measured.
@@ -96,7 +95,7 @@ def new_family(recipe: Recipe, *, device: str) -> Family:
     return FAMILIES[recipe.family](recipe, device=device)
 
 
-def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job) -> None:
+def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job) -> EncodedPairs:
     """Train the first stage of a new space.
 
     Interrupted at any point, the same call goes on where it was.
@@ -106,6 +105,9 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
         encoders: One for each.
         out: The space's folder; it must hold no space yet.
         job: How.
+
+    Returns:
+        What it was trained on and measured by.
 
     Raises:
         UsageError: `out` is a space or holds other files, or the modalities are too few or many.
@@ -121,6 +123,7 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
         family = new_family(job.recipe, device=job.device)
         brought = {name: encoders[name] for name in encoded.pairs.modalities}
         make_stage(out, family, encoded, brought, job=job)
+    return encoded
 
 
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
@@ -199,18 +202,13 @@ def make_stage(
     brought = {name: encoder for name, encoder in encoders.items() if name != anchor}
     widths = {name: encoder.width for name, encoder in brought.items()}
     growth = family.growth(job.recipe, widths, anchor=anchor)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        part = family.grow(job.recipe, growth)
-    train, validation = (paired_splits(encoded, growth, split) for split in SPLITS)
-    objective = family.objective(
-        job.recipe, growth, train=train, validation=validation, seed=job.seed
-    )
+    part, objective = untrained(family, growth, encoded, job.recipe, seed=job.seed)
     plan = stage_plan(growth, encoded, encoders, job=job, parents=parents)
     work, result = run(space, f"{len(parents)}-{'+'.join(brought)}", objective, plan, job=job)
     temperature = objective.temperature
     family.remember(temperature)
     begin = time.perf_counter()
+    validation = paired_splits(encoded, growth, "validation")
     measured = measure_all(family, validation, growth.directions)
     record = {
         **plan,
@@ -226,6 +224,18 @@ def make_stage(
     (work / CHECKPOINT_FILE).unlink(missing_ok=True)
     write_stage(space, work.name, record=record, run=notes, weights=part.state_dict(), work=work)
     shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
+
+
+def untrained(
+    family: Family, growth: Growth, encoded: EncodedPairs, recipe: Recipe, *, seed: int
+) -> tuple[nn.Module, StageObjective]:
+    """Grow a family by what a seed draws; return what grew, and the job of training it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        part = family.grow(recipe, growth)
+    train, validation = (paired_splits(encoded, growth, split) for split in ("train", "validation"))
+    job = family.objective(recipe, growth, train=train, validation=validation, seed=seed)
+    return part, job
 
 
 def paired_splits(encoded: EncodedPairs, growth: Growth, split: str) -> list[PairedTables]:

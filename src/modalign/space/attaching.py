@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from modalign.encoders import Encoder
+from modalign.encoders.contract import batched
 from modalign.errors import DataError, MismatchError, UsageError
+from modalign.features.store import differences
 from modalign.gallery import Hits
 from modalign.pairs import Pairs
 from modalign.recipes import AltMoERecipe, Recipe, named_recipe
 from modalign.space import aligning
 from modalign.space.aligning import Job
+from modalign.space.encoded import EncodedPairs
 from modalign.space.space import Space, load_space
 from modalign.storage import LOCK_FILE, building, check_free, sweep, write_json
 from modalign.stores import KINDS, Store, StoreSpec, open_store
-from modalign.stores.encoder import EXAMPLES, PREFIX, StoreVectors
+from modalign.stores.encoder import BLOCK, EXAMPLES, StoreVectors
 
 PROOF_FILE = "attached.json"
 # Queries that measure the store's own engine, at most.
@@ -141,12 +144,10 @@ def attach(
         with building(out) as work:
             encoders = {new: encoder, stored: vectors}
             job = Job(chosen, name, **options)
-            aligning.align(pairs, encoders, out=work, job=job)
+            encoded = aligning.align(pairs, encoders, out=work, job=job)
             (work / LOCK_FILE).unlink(missing_ok=True)
             space = load_space(work, device=job.device)
-            for modality, used in encoders.items():
-                space.use_encoder(modality, used)
-            measured = engine_recall(space, store, pairs, job)
+            measured = engine_recall(space, store, encoded, source=new, target=stored)
             store.close()
             proof = proof_of(store, before, measured)
             write_json(work / PROOF_FILE, proof)
@@ -196,8 +197,8 @@ def attaching_recipe(recipe: str | Recipe, new: str, stored: str) -> AltMoERecip
 def check_some_known(pairs: Pairs, store: Store, stored: str) -> None:
     """Raise a DataError where no id of the pairs is in the store."""
     ids = pairs.items[stored].values
-    found, _ = store.vectors(list(ids))
-    if found:
+    # A block at a time: the first one settles it as a rule.
+    if any(store.vectors(block)[0] for block in batched(ids, BLOCK)):
         return
     there = ", ".join(repr(name) for name in store.ids_sample(EXAMPLES))
     raise DataError(
@@ -208,41 +209,48 @@ def check_some_known(pairs: Pairs, store: Store, stored: str) -> None:
     )
 
 
-def engine_recall(space: Space, store: Store, pairs: Pairs, job: Job) -> dict[str, Any]:
+def engine_recall(
+    space: Space, store: Store, encoded: EncodedPairs, *, source: str, target: str
+) -> dict[str, Any]:
     """Search the whole store through its own engine by the pairs' validation rows."""
-    encoded = space.encode_pairs(
-        pairs,
-        cache=job.cache,
-        skip_errors=job.skip_errors,
-        progress=job.progress,
-    )
-    stored = stored_side(space)
-    (new,) = [modality for modality in pairs.modalities if modality != stored]
-    joined = encoded.pairs.positives(new, stored, split="validation")
-    rows = np.unique(joined[:, 0])[:ENGINE_QUERIES]
-    queries = space.query(encoded.tables[new].take(rows), source=new, target=stored)
-    hits = store.search(queries, ENGINE_ANSWERS)
-    ids = encoded.pairs.items[stored].values
-    right: dict[int, set[str]] = {}
-    for row, item in joined:
-        right.setdefault(int(row), set()).add(ids[item])
-    places = [
-        next((p for p, name in enumerate(names) if name in right[int(row)]), ENGINE_ANSWERS)
-        for row, names in zip(rows, hits.ids, strict=True)
-    ]
+    right = right_values(encoded.pairs, source, target, split="validation")
+    rows = sorted(right)[:ENGINE_QUERIES]
+    features = encoded.tables[source].take(np.array(rows, np.int64))
+    hits = store.search(space.query(features, source=source, target=target), ENGINE_ANSWERS)
     return {
-        "from": new,
-        "to": stored,
+        "from": source,
+        "to": target,
         "queries": len(rows),
         "gallery": store.count,
-        **{f"recall_at_{k}": float(np.mean(np.array(places) < k)) for k in (1, 5, 10)},
+        **recall_among(hits.ids, [right[row] for row in rows], ks=(1, 5, ENGINE_ANSWERS)),
     }
 
 
-def stored_side(space: Space) -> str:
-    """Return the modality whose vectors lie in a store."""
-    specs = {m: space.stage_of(m).record["encoders"][m]["spec"] for m in space.modalities}
-    return next(modality for modality, spec in specs.items() if spec.startswith(f"{PREFIX}:"))
+def right_values(
+    pairs: Pairs, source: str, target: str, *, split: str | None = None
+) -> dict[int, set[str]]:
+    """Return the values of the targets that belong to each item of the source, by its number."""
+    values = pairs.items[target].values
+    right: dict[int, set[str]] = {}
+    for item, partner in pairs.positives(source, target, split=split).tolist():
+        right.setdefault(item, set()).add(values[partner])
+    return right
+
+
+def recall_among(
+    answers: Sequence[Sequence[str | None]], right: Sequence[set[str]], *, ks: Sequence[int]
+) -> dict[str, float]:
+    """Return the share of queries with a right answer among the first k, as recall_at_k.
+
+    Args:
+        answers: What was found for each query, the nearest first.
+        right: What answers each query.
+        ks: How many answers count.
+    """
+    hits = [
+        [answer in wanted for answer in found] for found, wanted in zip(answers, right, strict=True)
+    ]
+    return {f"recall_at_{k}": float(np.mean([any(found[:k]) for found in hits])) for k in ks}
 
 
 def proof_of(
@@ -253,14 +261,7 @@ def proof_of(
     return {
         "store": {"spec": store.name, **store.describe()},
         "unchanged": before == after,
-        "changed": changed_files(before, after),
+        "changed": differences(dict(before), after),
         "checksums": {"before": dict(before), "after": after},
         "through_store": dict(measured),
     }
-
-
-def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[str]:
-    """Return the names of files that are not what they were, gone or new ones too."""
-    return sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from modalign.connectors.blocks import as_tensors, check_features, map_in_blocks
 from modalign.connectors.mixture import (
+    TASKS,
     AltMoE,
     Direction,
     MixtureShape,
@@ -44,14 +45,13 @@ from modalign.space.families import (
     Way,
     mean_figures,
     measure_all,
+    unit_rows,
 )
 from modalign.space.paired import PairedTables, feature_figures, first_rows
 from modalign.space.stages import path_sha256
 from modalign.training import PairBatches
 from modalign.training.alternation import Alternation
 
-# What each kind of vector of a direction is trained by.
-TASKS: tuple[Task, ...] = ("prediction", "contrast")
 # Rows of a block: of one query's block all are computed, by weights that are read for a few rows
 # about as fast as for one.
 MAP_ROWS = 8
@@ -68,6 +68,8 @@ class DirectedMaps(Family):
     Attributes:
         score: What search and evaluation go by: "contrast", "prediction", or "fused", which for
             search is "contrast".
+        widths: D_m of each modality's encoder.
+        temperatures: Divisor of similarity by direction.
 
     Source: arXiv:2409.05929. Differs: ways of several hops.
     """
@@ -80,6 +82,7 @@ class DirectedMaps(Family):
         super().__init__(recipe, device=device)
         self.model = AltMoE([])
         self.score = recipe.score
+        self.widths: dict[str, int] = {}
         self.temperatures: dict[str, float] = {}
 
     def growth(
@@ -167,9 +170,7 @@ class DirectedMaps(Family):
         for source, middle in pairwise(hops[:-1]):
             features = Features(self._map((source, middle), "prediction", features))
         vectors = self._map((hops[-2], hops[-1]), score, features)  # type: ignore[arg-type]
-        lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        unit: np.ndarray = vectors / lengths
-        return unit
+        return unit_rows(vectors)
 
     def _map(self, direction: Direction, task: Task, features: Features) -> np.ndarray:
         return map_in_blocks(
@@ -358,8 +359,7 @@ class DirectedObjective(StageObjective):
             )
             for d in self.directions
         }
-        weights = self._weights()
-        idle = {task for task in TASKS if not weights[task]}
+        idle = {task for task, weight in self.recipe.task_weights.items() if not weight}
         self.parameters = {
             name: parameter
             for name, parameter in stage.named_parameters()
@@ -397,8 +397,7 @@ class DirectedObjective(StageObjective):
         batch = self.batches[direction].batch(turn)
         values, mask = as_tensors(tables.tables[direction[0]].take(batch.first), self.family.device)
         wanted = self._target(tables.tables[direction[1]], batch.second)
-        weights = self._weights()
-        tasks = [task for task in TASKS if weights[task]]
+        tasks = [task for task in TASKS if recipe.task_weights[task]]
         vectors, routing = self.model.with_routing(direction, values, mask, tasks=tasks)
         loss = torch.zeros((), device=self.family.device)
         if "prediction" in vectors:
@@ -415,12 +414,6 @@ class DirectedObjective(StageObjective):
         if recipe.balance_weight:
             loss = loss + recipe.balance_weight * balance_loss(routing)
         return loss
-
-    def _weights(self) -> dict[Task, float]:
-        return {
-            "prediction": self.recipe.prediction_weight,
-            "contrast": self.recipe.contrast_weight,
-        }
 
     def _target(self, table: FeatureRows, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(raw_vectors(table.take(rows))).to(self.family.device)

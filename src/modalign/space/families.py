@@ -64,7 +64,6 @@ class Family(ABC):
         recipe: The first stage's.
         device: Where it computes.
         model: All connectors.
-        widths: D_m of each modality's encoder, in the order they joined.
         score: What evaluation goes by unless told otherwise.
     """
 
@@ -76,7 +75,6 @@ class Family(ABC):
     def __init__(self, recipe: Recipe, *, device: str = "cpu") -> None:
         self.recipe: Any = recipe
         self.device = device
-        self.widths: dict[str, int] = {}
         self.score = ""
 
     # Training

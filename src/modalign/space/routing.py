@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from modalign.connectors.mixture import Direction, Task, direction_name
+from modalign.connectors.mixture import TASKS, Direction, Task, direction_name
 from modalign.errors import ShapeError, UsageError
 from modalign.features import FeatureRows
 from modalign.recipes import AltMoERecipe
-from modalign.space.directed import TASKS, DirectedMaps
+from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs
 from modalign.space.paired import chunks
-from modalign.space.space import Space, chosen_split, recipe_of
+from modalign.space.space import Space, SplitSides, recipe_of
 
 # An expert is dead below this share of what it would carry if all were used alike.
 DEAD_SHARE = 1 / 20
@@ -173,9 +173,7 @@ def routing_table(
             f"space {space.folder}: is a shared space, it has no experts, expected directed maps; "
             "align with --recipe alt-moe"
         )
-    rows = chosen_split(encoded.pairs, split)
-    sources = encoded.pairs.modalities
-    tables = {m: encoded.tables[m].subset(encoded.pairs.members(m, split=rows)) for m in sources}
+    tables = SplitSides(family, encoded, split).tables
     table = [
         routing_row(family, direction, task, tables[direction[0]])
         for direction, task in trained(space)
@@ -183,7 +181,7 @@ def routing_table(
     ]
     if not table:
         raise UsageError(
-            f"space {space.folder}: no map starts from {' or '.join(sources)}, expected pairs of a "
+            f"space {space.folder}: no map starts from {' or '.join(tables)}, expected pairs of a "
             "modality that one starts from; name its column"
         )
     return [*table, *means(table)] if family.recipe.share_experts else table
@@ -194,9 +192,9 @@ def trained(space: Space) -> Iterator[tuple[Direction, Task]]:
     for stage in space.stages:
         recipe = recipe_of(stage)
         assert isinstance(recipe, AltMoERecipe)
-        weights = {"prediction": recipe.prediction_weight, "contrast": recipe.contrast_weight}
+        tasks = [task for task in TASKS if recipe.task_weights[task]]
         for source, target in stage.record["directions"]:
-            yield from (((source, target), task) for task in TASKS if weights[task])
+            yield from (((source, target), task) for task in tasks)
 
 
 def routing_row(

@@ -57,7 +57,6 @@ class SharedSpace(Family):
 
     def grow(self, recipe: OneEncoderRecipe, growth: Growth) -> nn.Module:
         """Build the projection with the first two modalities, or a later one's entrance."""
-        self.widths |= growth.widths
         if growth.anchor is None:
             self.model = build_model(growth.widths, recipe).to(self.device)
             return self.model

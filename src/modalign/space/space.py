@@ -406,19 +406,12 @@ class Space:
         seed: int = 0,
     ) -> list[Direction]:
         """Measure retrieval on pairs that are encoded; see `evaluate`."""
-        pairs = encoded.pairs
-        rows = chosen_split(pairs, split)
-        members = {m: pairs.members(m, split=rows) for m in pairs.modalities}
-        sides = Sides(self.family, {m: encoded.tables[m].subset(members[m]) for m in members})
+        rows = SplitSides(self.family, encoded, split)
         return [
             evaluate_direction(
-                *sides.between(source, target, score=score),
-                renumbered(pairs.positives(source, target, split=rows), members, source, target),
-                source=source,
-                target=target,
-                seed=seed,
+                *rows.between(source, target, score=score), source=source, target=target, seed=seed
             )
-            for source, target in directions or self.directions(pairs.modalities)
+            for source, target in directions or self.directions(encoded.pairs.modalities)
         ]
 
     def directions(self, modalities: Iterable[str] | None = None) -> list[tuple[str, str]]:
@@ -533,7 +526,9 @@ def verify_space(folder: Path, galleries: Iterable[Path | str] = ()) -> dict[str
     paths: dict[str, str] | None = None
     if not any(problems.values()):
         paths = rehashed_paths(load_space(folder), problems)
-    checked = [gallery_report(Path(path), paths) for path in galleries]
+    # Where a path is not what it was, nothing is said of whose vectors they are.
+    sound = not any(problems.values())
+    checked = [gallery_report(Path(path), paths, sound=sound) for path in galleries]
     stages = [{"name": n, "ok": not found, "problems": found} for n, found in problems.items()]
     ok = all(entry["ok"] for entry in [*stages, *checked])
     return {"ok": ok, "stages": stages, "galleries": checked}
@@ -563,16 +558,27 @@ def rehashed_paths(space: Space, problems: dict[str, list[str]]) -> dict[str, st
     return paths
 
 
-def gallery_report(path: Path, paths: Mapping[str, str] | None) -> dict[str, Any]:
-    """Check one gallery's files, and that its vectors are those of the space."""
+def gallery_report(path: Path, paths: Mapping[str, str] | None, *, sound: bool) -> dict[str, Any]:
+    """Check one gallery's files, and that its vectors are those of the space.
+
+    Args:
+        path: The gallery.
+        paths: Hash of what is stored of each modality; None where a stage is broken.
+        sound: Whether the space itself is as it was written.
+    """
+    report: dict[str, Any] = {"name": str(path)}
     try:
         gallery = Gallery.load(path)
     except CorruptError as error:
-        return {"name": str(path), "ok": False, "problems": [str(error)], "rows": None}
+        broken = {"ok": False, "problems": [str(error)], "rows": None}
+        return {**report, **broken, "of_another_space": False}
     problems = gallery.verify()
-    if paths is not None and paths.get(gallery.modality) != gallery.embedding:
+    foreign = paths is not None and paths.get(gallery.modality) != gallery.embedding
+    another = foreign and sound and not problems
+    if foreign:
         problems.append(f"{path}: its vectors were made with other weights than this space's")
-    return {"name": str(path), "ok": not problems, "problems": problems, "rows": len(gallery)}
+    found = {"ok": not problems, "problems": problems, "rows": len(gallery)}
+    return {**report, **found, "of_another_space": another}
 
 
 def chosen_split(pairs: Pairs, split: str | None) -> str | None:
@@ -595,15 +601,36 @@ def chosen_split(pairs: Pairs, split: str | None) -> str | None:
     return chosen
 
 
-def renumbered(
-    pairs: np.ndarray, members: Mapping[str, np.ndarray], source: str, target: str
-) -> np.ndarray:
-    """Return pairs of item numbers as pairs of places among the members of each side."""
-    places = [
-        np.searchsorted(members[modality], pairs[:, side])
-        for side, modality in enumerate((source, target))
-    ]
-    return np.stack(places, axis=1)
+class SplitSides:
+    """Both sides of retrieval between the items of a split.
+
+    Args:
+        family: The connectors.
+        encoded: Pairs with their features.
+        split: Which rows, or "all"; by default test where there are any, else validation.
+
+    Raises:
+        UsageError: The split has no rows.
+    """
+
+    def __init__(self, family: Family, encoded: EncodedPairs, split: str | None) -> None:
+        pairs = encoded.pairs
+        self._pairs = pairs
+        self._split = chosen_split(pairs, split)
+        self._members = {m: pairs.members(m, split=self._split) for m in pairs.modalities}
+        self.tables = {m: encoded.tables[m].subset(kept) for m, kept in self._members.items()}
+        self._sides = Sides(family, self.tables)
+
+    def between(
+        self, source: str, target: str, *, score: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return queries [Q, D], gallery [G, D] and which belong together, int64 [P, 2]."""
+        items = self._pairs.positives(source, target, split=self._split)
+        places = [
+            np.searchsorted(self._members[modality], items[:, side])
+            for side, modality in enumerate((source, target))
+        ]
+        return *self._sides.between(source, target, score=score), np.stack(places, axis=1)
 
 
 def summary(space: Space) -> dict[str, Any]:
