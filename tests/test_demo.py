@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from modalign import UsageError, load_space
+from modalign import UsageError, load_encoder, load_space
 from modalign.demo import Demo, DemoResult, commands, run_demo
 from modalign.recipes import AltMoERecipe, OneEncoderRecipe
-from modalign.worlds import WorldSizes
+from modalign.worlds import WorldSizes, open_world
 from vector_spaces import contents
 
 SIZES = WorldSizes(pictures=300, sounds=200, clips=120, test=40)
@@ -75,6 +75,22 @@ def test_stored_vectors_are_searched_as_they_are(told: tuple[Path, DemoResult]):
     assert "A store searched as it is" in page
     assert "Experts" in page
     assert "experts of its own" not in page  # all directions share them
+
+
+def test_the_pairs_of_ids_are_split_the_same_in_any_folder(
+    told: tuple[Path, DemoResult], tmp_path: Path
+):
+    folder, _ = told
+    held = []
+    for root in (folder, tmp_path / "elsewhere"):
+        if root != folder:
+            shutil.copytree(folder / "world", root / "world")
+            shutil.copytree(folder / "features", root / "features")
+        story = Demo(root, sizes=SIZES).stored
+        world = open_world(root / "world")
+        story.write_store(world, load_encoder("builtin:ngrams"))
+        held.append(story.pairs(world.pictures, "image").held_out().tolist())
+    assert held[0] == held[1]
 
 
 def test_all_twelve_directions_are_well_above_chance(told: tuple[Path, DemoResult]):

@@ -6,6 +6,7 @@ pictures are attached to it, sounds and clips join, and no byte of it changes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,12 @@ class StoredStory:
             captions.setdefault(int(item), []).append(caption_id(row))
         file = self.folder / f"{table.stem}-{modality}.jsonl"
         values = read.items[modality].values
-        write_json_lines(file, [{modality: values[i], "text": ids} for i, ids in captions.items()])
+        # As paths lie from here: by whole ones the rows held out would be others in each folder.
+        rows = [
+            {modality: os.path.relpath(values[item], self.folder), "text": ids}
+            for item, ids in captions.items()
+        ]
+        write_json_lines(file, rows)
         reads = {modality: read.items[modality].reads, "text": "key"}
         return read_pairs(
             file, [modality, "text"], reads=reads, seed=self.seed, validation=self._held(table)
