@@ -28,7 +28,8 @@ from modalign.recipes import Recipe, named_recipe
 from modalign.space.aligning import new_family
 from modalign.space.paired import PairedTables
 from modalign.training import Objective
-from modalign.training.loop import autocast, make_optimizer
+from modalign.training.loop import autocast
+from modalign.training.optimizer import Optimizer
 
 # Recipe, precision, share of the peak to reach.
 STEPS = (
@@ -62,7 +63,7 @@ def step_share(name: str, precision: str, options: argparse.Namespace, *, target
     note(f"step: {name}, {precision}")
     recipe = sized(name, options).changed({"precision": precision})
     torch.manual_seed(options.seed)
-    step, _ = training_step(recipe)
+    step = training_step(recipe)
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
@@ -101,8 +102,8 @@ def sized(name: str, options: argparse.Namespace) -> Recipe:
     return named_recipe(name).changed({"batch_size": options.batch, **sizes})
 
 
-def training_step(recipe: Recipe) -> tuple[Callable[[], None], Objective]:
-    """Return a function that trains a first stage by one step a direction, and its job."""
+def training_job(recipe: Recipe) -> tuple[Objective, int]:
+    """Return the job of training a first stage on one drawn batch, and its directions."""
     rows = recipe.batch_size
     pairs = torch.arange(rows).repeat(2, 1).T.numpy()
     features = {name: torch.randn(rows, width).half().numpy() for name, width in WIDTHS.items()}
@@ -112,18 +113,22 @@ def training_step(recipe: Recipe) -> tuple[Callable[[], None], Objective]:
     growth = family.growth(recipe, WIDTHS, anchor=None)
     family.grow(recipe, growth)
     objective = family.objective(recipe, growth, train=[paired], validation=[paired], seed=0)
-    optimizer = make_optimizer(objective.parameters, recipe)
+    return objective, len(growth.directions) if recipe.family == "alt-moe" else 1
+
+
+def training_step(recipe: Recipe) -> Callable[[], None]:
+    """Return a function that trains a first stage by one step a direction."""
+    objective, directions = training_job(recipe)
+    optimizer = Optimizer(objective.parameters, recipe)
     objective.train_mode()
 
     def step() -> None:
-        for number in range(len(growth.directions) if recipe.family == "alt-moe" else 1):
+        for number in range(directions):
             with autocast(recipe.precision, "cpu"):
                 loss = objective.loss(number)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            optimizer.minimize(loss, rate=recipe.learning_rate)
 
-    return step, objective
+    return step
 
 
 def product_shapes(batch: int, *, width: int) -> list[tuple[int, int, int]]:

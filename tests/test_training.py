@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interruptions import Stop, stopping_at
 from modalign.encoders import Features
-from modalign.errors import DataError
+from modalign.errors import CorruptError, DataError
 from modalign.features.store import FeatureArray
 from modalign.recipes import OneEncoderRecipe
 from modalign.space.aligning import counted
@@ -27,7 +27,8 @@ from modalign.storage import read_json_lines
 from modalign.training import FitResult, Objective, PairBatches, fit
 from modalign.training.batches import Partners
 from modalign.training.checkpoints import read_checkpoint, write_checkpoint
-from modalign.training.loop import START_SHARE, WARM_SHARE, make_optimizer, one_cycle
+from modalign.training.loop import START_SHARE, WARM_SHARE, one_cycle
+from modalign.training.optimizer import LARGE, Optimizer
 from modalign.worlds import draw_vectors
 
 SMALL = OneEncoderRecipe(
@@ -252,11 +253,77 @@ def test_the_plateau_lowers_the_rate_where_recall_does_not_rise(tmp_path):
 
 def test_weight_decay_is_for_matrices_alone():
     matrix, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    optimizer = make_optimizer({"m": matrix, "b": bias}, SMALL.changed({"weight_decay": 0.1}))
-    matrix.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
-    optimizer.step()
+    optimizer = Optimizer({"m": matrix, "b": bias}, SMALL.changed({"weight_decay": 0.1}))
+    optimizer.minimize((matrix.sum() + bias.sum()) * 0, rate=0.01)
     assert torch.equal(bias, torch.ones(2))
     assert torch.allclose(matrix, torch.full((2, 2), 1 - 0.01 * 0.1))
+
+
+class Wide:
+    """A product of a large matrix, a small one and a bias, and AdamW over all of them at once."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        self.parameters = {
+            "wide": nn.Parameter(torch.randn(LARGE // 64, 64) / 100),
+            "narrow": nn.Parameter(torch.randn(64, 8)),
+            "bias": nn.Parameter(torch.randn(8)),
+            "idle": nn.Parameter(torch.randn(LARGE // 64, 64)),
+        }
+
+    def loss(self, step: int) -> Tensor:
+        x = torch.randn(3, LARGE // 64, generator=torch.Generator().manual_seed(step))
+        wide, narrow, bias, _ = self.parameters.values()
+        return (torch.tanh(x @ wide) @ narrow + bias).square().mean()
+
+
+def test_large_parameters_move_in_the_backward_pass_as_one_adamw_would_move_them():
+    recipe = SMALL.changed({"weight_decay": 0.1})
+    found, expected = Wide(), Wide()
+    optimizer = Optimizer(found.parameters, recipe)
+    groups = [
+        {"params": [p for p in expected.parameters.values() if p.ndim == d], "weight_decay": decay}
+        for d, decay in ((2, 0.1), (1, 0.0))
+    ]
+    twin = torch.optim.AdamW(groups, lr=0.0, fused=True)
+    for step in range(3):
+        optimizer.minimize(found.loss(step), rate=0.01 * (step + 1))
+        for group in twin.param_groups:
+            group["lr"] = 0.01 * (step + 1)
+        twin.zero_grad()
+        expected.loss(step).backward()
+        twin.step()
+    for name, parameter in found.parameters.items():
+        assert torch.equal(parameter, expected.parameters[name])
+        assert parameter.grad is None
+    assert {key.partition(".")[2] for key in optimizer.state()} == {"wide", "narrow", "bias"}
+
+
+def test_moments_that_are_restored_go_on_to_the_same_bits():
+    straight, broken = Wide(), Wide()
+    first = Optimizer(straight.parameters, SMALL)
+    before = Optimizer(broken.parameters, SMALL)
+    for optimizer, job in ((first, straight), (before, broken)):
+        optimizer.minimize(job.loss(0), rate=0.01)
+    moments = {key: value.clone() for key, value in before.state().items()}
+    before.close()
+    after = Optimizer(broken.parameters, SMALL)
+    after.restore(moments)
+    for optimizer, job in ((first, straight), (after, broken)):
+        optimizer.minimize(job.loss(1), rate=0.01)
+    for name, parameter in straight.parameters.items():
+        assert torch.equal(parameter, broken.parameters[name])
+
+
+def test_a_closed_optimizer_moves_nothing():
+    job = Wide()
+    optimizer = Optimizer(job.parameters, SMALL)
+    optimizer.minimize(job.loss(0), rate=0.01)
+    optimizer.close()
+    before = job.parameters["wide"].detach().clone()
+    job.loss(1).backward()
+    assert torch.equal(job.parameters["wide"], before)
+    assert job.parameters["wide"].grad is not None
 
 
 # Stopping, the best weights, the log
@@ -410,6 +477,28 @@ def test_a_run_interrupted_at_every_step_ends_with_the_same_bits(tmp_path, unbro
         interrupted(tmp_path, at=step)
     objective = Guess()
     assert fitted(objective, SMALL, tmp_path).resumed_from == 20
+    check_same(objective, tmp_path, unbroken)
+
+
+def test_a_checkpoint_whose_best_weights_are_gone_is_not_gone_on_from(tmp_path, unbroken):
+    interrupted(tmp_path, at=13)
+    best = list(tmp_path.glob("best-*.safetensors"))
+    assert len(best) == 1
+    best[0].unlink()
+    objective = Guess()
+    assert fitted(objective, SMALL, tmp_path).resumed_from == 0
+    check_same(objective, tmp_path, unbroken)
+
+
+def test_best_weights_that_cannot_be_read_are_an_error_with_a_way_out(tmp_path, unbroken):
+    result = fitted(Guess(), SMALL, tmp_path)
+    best = tmp_path / f"best-{result.best_step}.safetensors"
+    best.write_bytes(best.read_bytes()[:20])
+    with pytest.raises(CorruptError, match=r"best-\d+.safetensors: the best weights cannot be"):
+        fitted(Guess(), SMALL, tmp_path)
+    best.unlink()
+    objective = Guess()
+    fitted(objective, SMALL, tmp_path)
     check_same(objective, tmp_path, unbroken)
 
 

@@ -38,7 +38,7 @@ from modalign.space.stages import (
 )
 from modalign.storage import LOCK_FILE, TEMPORARY, locked, sweep
 from modalign.training import FitResult, Objective, fit
-from modalign.training.loop import CHECKPOINT_FILE
+from modalign.training.loop import clear
 
 # What a family's first stage trains, and its later ones.
 KINDS = {
@@ -221,7 +221,7 @@ def make_stage(
     }
     evaluated = {"evaluate": round(time.perf_counter() - begin, 3)}
     notes = run_notes(encoded, result, evaluated)
-    (work / CHECKPOINT_FILE).unlink(missing_ok=True)
+    clear(work)
     write_stage(space, work.name, record=record, run=notes, weights=part.state_dict(), work=work)
     shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
 

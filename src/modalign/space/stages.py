@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from modalign.encoders.contract import canonical_json
 from modalign.errors import CorruptError, DataError, UsageError
 from modalign.gallery import HEADER_FILE as GALLERY_FILE
-from modalign.storage import publish_folder, read_json, sha256_file, write_bytes, write_json
+from modalign.storage import publish_folder, read_json, sha256_file, write_json
+from modalign.training.checkpoints import write_tensors
 from modalign.training.loop import LOG_FILE
 
 FORMAT = 1
@@ -84,11 +85,10 @@ def write_stage(
         weights: Trained tensors and figures features are standardised with.
         work: A folder inside the space that holds the stage's log.
     """
-    owned = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-    data = save(owned)
-    write_bytes(work / WEIGHTS_FILE, data)
+    owned = {key: tensor.detach() for key, tensor in weights.items()}
+    write_tensors(work / WEIGHTS_FILE, owned)
     hashes = {
-        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "weights_sha256": sha256_file(work / WEIGHTS_FILE),
         "log_sha256": sha256_file(work / LOG_FILE),
     }
     write_json(work / STAGE_FILE, {**record, **hashes})

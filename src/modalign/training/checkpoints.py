@@ -1,23 +1,49 @@
-"""Checkpoints: one safetensors file, with the run's state as JSON in its header."""
+"""Checkpoints: safetensors files, with the run's state as JSON in the header."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from modalign.storage import write_bytes
+from modalign.storage import writing
+
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file under another name, then rename it; tensors are not copied.
+
+    Raises:
+        UsageError: The folder does not exist or may not be written.
+        DataError: The disk is full; the old file is as it was.
+    """
+    owned = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in owned.values())
+    with writing(path, size=size) as handle:
+        try:
+            save_file(owned, handle.name, metadata=metadata)
+        except SafetensorError as error:
+            number = _SYSTEM_ERROR.search(str(error))
+            if number is None:
+                raise
+            # As Python's own writers raise it, so that a full disk is told as one.
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), handle.name) from error
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write a checkpoint under another name, then rename it."""
-    owned = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(owned, metadata={"modalign": json.dumps(header)}))
+    write_tensors(path, tensors, {"modalign": json.dumps(header)})
 
 
 def read_checkpoint(path: Path, *, run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modalign.errors import DataError
+from modalign.errors import CorruptError, DataError
 from modalign.recipes import CHECKPOINT_SECONDS, Recipe
 from modalign.storage import write_json_lines
 from modalign.training.checkpoints import read_checkpoint, write_checkpoint
+from modalign.training.optimizer import Optimizer
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+# The best weights lie on disk alone, each in a file named by its step: a checkpoint that is
+# gone on from finds its own, whatever was better after it.
+BEST_FILE = "best-{step}.safetensors"
 LOG_FILE = "log.jsonl"
 
 # Share of a one-cycle spent rising, and how far below the top it starts.
@@ -116,6 +120,21 @@ def fit(
         DataError: The loss is not finite.
     """
     loop = _Loop(objective, recipe, folder=folder, run=run, seed=seed)
+    try:
+        return _run(loop, progress, checkpoint_seconds)
+    finally:
+        loop.optimizer.close()
+
+
+def clear(folder: Path) -> None:
+    """Remove what `fit` left to go on from; the log stays."""
+    for path in [folder / CHECKPOINT_FILE, *folder.glob(BEST_FILE.format(step="*"))]:
+        path.unlink(missing_ok=True)
+
+
+def _run(
+    loop: _Loop, progress: Callable[[str, int, int, str], None], checkpoint_seconds: float
+) -> FitResult:
     resumed_from = loop.resume()
     with torch.random.fork_rng(devices=[loop.device] if loop.device.type == "cuda" else []):
         while not loop.ended():
@@ -141,8 +160,7 @@ class _Loop:
         self.device = next(iter(objective.parameters.values())).device
         self.steps = max(recipe.min_steps, recipe.epochs * objective.steps_per_epoch)
         self.state = RunState()
-        self.best_weights = {name: p.detach().clone() for name, p in objective.parameters.items()}
-        self.optimizer = make_optimizer(objective.parameters, recipe)
+        self.optimizer = Optimizer(objective.parameters, recipe)
         self.lines: list[dict[str, Any]] = []
         self.losses: list[Tensor] = []
         self._saved = self._began = time.monotonic()
@@ -166,14 +184,10 @@ class _Loop:
         state = self.state
         torch.manual_seed(step_seed(self.seed, state.step))
         rate = self.recipe.learning_rate * self._rate_share()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.objective.train_mode()
         with autocast(self.recipe.precision, self.device.type):
             loss = self.objective.loss(state.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.optimizer.minimize(loss, rate=rate)
         self.losses.append(loss.detach())
         state.step += 1
 
@@ -191,8 +205,7 @@ class _Loop:
         write_log(self.folder / LOG_FILE, self.lines)
         if not state.best or rank_key(figures) > rank_key(state.best):
             state.best, state.best_step, state.stale = figures, state.step, 0
-            for name, parameter in self.objective.parameters.items():
-                self.best_weights[name].copy_(parameter.detach())
+            write_checkpoint(self._best_file(), self._weights(), {"run": self.run})
         else:
             state.stale += 1
             state.rate_factor *= 0.8
@@ -225,15 +238,8 @@ class _Loop:
         """Write the checkpoint, whole or not at all."""
         state = self.state
         state.seconds, self._began = self._seconds(), time.monotonic()
-        moments = self.optimizer.state_dict()["state"]
-        tensors = {
-            f"optimizer.{index}.{name}": tensor
-            for index, entry in moments.items()
-            for name, tensor in entry.items()
-        }
-        for name, parameter in self.objective.parameters.items():
-            tensors[f"weights.{name}"] = parameter.detach()
-            tensors[f"best.{name}"] = self.best_weights[name]
+        tensors = {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
+        tensors.update({f"weights.{name}": value for name, value in self._weights().items()})
         for index, loss in enumerate(self.losses):
             tensors[f"losses.{index}"] = loss
         header = {
@@ -243,6 +249,9 @@ class _Loop:
             "objective": self.objective.state(),
         }
         write_checkpoint(self.folder / CHECKPOINT_FILE, tensors, header)
+        for path in self.folder.glob(BEST_FILE.format(step="*")):
+            if path != self._best_file():
+                path.unlink()
         self._saved = time.monotonic()
 
     def resume(self) -> int:
@@ -251,40 +260,48 @@ class _Loop:
         if found is None:
             return 0
         tensors, header = found
-        self.state = RunState(**header["state"])
+        state = RunState(**header["state"])
+        if state.best and not self._best_file(state.best_step).exists():
+            return 0
+        self.state = state
         self.lines = header["lines"]
         self.objective.restore(header["objective"])
-        count = sum(name.startswith("losses.") for name in tensors)
-        self.losses = [tensors[f"losses.{index}"].to(self.device) for index in range(count)]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, moment = rest.partition(".")
-                moments.setdefault(int(index), {})[moment] = tensor
-        for name, parameter in self.objective.parameters.items():
-            parameter.data.copy_(tensors[f"weights.{name}"])
-            self.best_weights[name].copy_(tensors[f"best.{name}"])
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.losses = [loss.to(self.device) for loss in _part(tensors, "losses").values()]
+        self.optimizer.restore(_part(tensors, "optimizer"))
+        self._put(_part(tensors, "weights"))
         return self.state.step
 
     def finish(self) -> None:
         """Save the end, and put the best weights in place."""
         self.state.finished = True
         self.save()
+        # Before the best weights are read: not all of it is needed at once.
+        self.optimizer.close()
+        found = read_checkpoint(self._best_file(), run=self.run)
+        if found is None:
+            raise CorruptError(
+                f"{self._best_file()}: the best weights cannot be read; run the same command "
+                "again with the file deleted, it begins anew",
+                file=self._best_file(),
+            )
+        self._put(found[0])
+
+    def _best_file(self, step: int | None = None) -> Path:
+        step = self.state.best_step if step is None else step
+        return self.folder / BEST_FILE.format(step=step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.objective.parameters.items()}
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.objective.parameters.items():
-            parameter.data.copy_(self.best_weights[name])
+            parameter.data.copy_(weights[name])
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return AdamW; weight decay is for matrices, not for biases, norms and temperatures."""
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Return the tensors of one kind, without it in their names; numbered ones in their order."""
+    found = {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(kind)}
+    return {name: found[name] for name in sorted(found, key=lambda n: (len(n), n))}
 
 
 def one_cycle(step: int, steps: int) -> float:
