@@ -239,7 +239,7 @@ def test_search_prints_hits_the_most_similar_first(made: dict[str, Any], printed
     shown = printed("search", made["space"], made["gallery"], "--text", "t11", "-k", "4")
     assert (shown["from"], shown["to"]) == ("text", "image")
     assert len(shown["hits"]) == 4
-    assert all(hit.keys() == {"id", "similarity", "value"} for hit in shown["hits"])
+    assert all(hit.keys() == {"id", "similarity", "probability", "value"} for hit in shown["hits"])
     similarity = [hit["similarity"] for hit in shown["hits"]]
     assert similarity == sorted(similarity, reverse=True)
     assert "i11" in [hit["id"] for hit in shown["hits"]]
@@ -516,7 +516,7 @@ def refused(run: Run, *arguments: object, status: int = 2) -> str:
         (["align"], "Missing argument 'PAIRS'; see `modalign align --help`"),
         ([*ALIGN, "--wide", "3"], "No such option"),
         (ALIGN, "no --encoder is given, expected"),
-        ([*ALIGN, "--recipe", "best"], "known: alt-moe, alt-moe-paper, one"),
+        ([*ALIGN, "--recipe", "best"], "known: alt-moe, alt-moe-paper, auto"),
         ([*ALIGN, "--fusion", "glue"], "known: addition, additive, concatenation"),
         ([*ALIGN, "--precision", "int4"], "known: bfloat16, float32"),
         ([*ALIGN, "--width", "30"], "expected a multiple of heads, 4"),

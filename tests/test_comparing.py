@@ -434,7 +434,7 @@ def test_a_variant_is_read_with_the_types_of_its_fields():
         ("oneencoder", r"variant 'oneencoder': expected NAME=RECIPE\[,FIELD=VALUE,...\]"),
         ("=oneencoder", r"variant '=oneencoder': expected NAME=RECIPE"),
         ("a=oneencoder,wide", r"variant 'a=oneencoder,wide': expected NAME=RECIPE"),
-        ("a=twoencoder", r"recipe 'twoencoder' is unknown; known: alt-moe, alt-moe-paper, onee"),
+        ("a=twoencoder", r"recipe 'twoencoder' is unknown; known: alt-moe, alt-moe-paper, auto"),
         ("a=oneencoder,experts=4", r"oneencoder recipe field 'experts' is unknown; known: batch_"),
         ("a=oneencoder,width=wide", r"width is 'wide', expected a whole number"),
         ("a=oneencoder,dropout=some", r"dropout is 'some', expected a number"),

@@ -158,7 +158,12 @@ def _block_ranks(
 
 
 def retrieval_ranks(
-    queries: np.ndarray, gallery: np.ndarray, positives: np.ndarray, *, block: int | None = None
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    positives: np.ndarray,
+    *,
+    block: int | None = None,
+    bias: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return `ranks` by cosine similarity without ever holding the whole matrix.
 
@@ -171,6 +176,7 @@ def retrieval_ranks(
         positives: Pairs (query, gallery item), int64 [P, 2], in any order; a pair said twice
             counts once.
         block: Queries computed at once; by default so many that the block takes 64 MiB.
+        bias: What is taken off each item's similarity, float [G]; see `modalign.scoring`.
 
     Returns:
         Ranks in 1..G, int64 [Q].
@@ -187,6 +193,8 @@ def retrieval_ranks(
     found = np.zeros(len(queries), np.int64)
     for start, end, own in _query_blocks(rows, len(queries), size):
         similarity = _unit_rows(queries[start:end], what="queries", first=start) @ gallery.T
+        if bias is not None:
+            similarity -= bias.astype(np.float32)
         found[start:end] = _block_ranks(similarity, rows[own] - start, columns[own], tie=TIE)
     return found
 
@@ -340,6 +348,7 @@ def evaluate_direction(
     source: str,
     target: str,
     seed: int,
+    bias: np.ndarray | None = None,
 ) -> Direction:
     """Measure retrieval in one direction by the standard protocol.
 
@@ -353,12 +362,13 @@ def evaluate_direction(
         source: Modality of the queries.
         target: Modality of the gallery.
         seed: Of the interval.
+        bias: See `retrieval_ranks`.
 
     Raises:
         ShapeError: The arrays do not fit each other.
         UsageError: A query has no positive, a value is NaN, or there are no queries.
     """
-    found = _some(retrieval_ranks(queries, gallery, positives))
+    found = _some(retrieval_ranks(queries, gallery, positives, bias=bias))
     return direction_of(found, source=source, target=target, gallery=len(gallery), seed=seed)
 
 

@@ -100,11 +100,14 @@ class Hits:
         ids: Of the items, [Q][k].
         rows: Of the items in the gallery, int64 [Q, k].
         similarity: Cosine, float32 [Q, k].
+        probability: Of each being a match, float32 [Q, k]; None where none was fitted. It orders
+            the items where hubs are corrected.
     """
 
     ids: list[list[str]]
     rows: np.ndarray
     similarity: np.ndarray
+    probability: np.ndarray | None = None
 
 
 class Searchable(Protocol):

@@ -274,6 +274,74 @@ class AltMoERecipe(Recipe):
             )
 
 
+CLOSED_FORM_NAMES = ("cca", "ridge", "procrustes", "subspace")
+MEMBER_NAMES = (*CLOSED_FORM_NAMES, "residual", "mlp")
+CORRECTIONS = ("chosen", "none", "csls", "inverted-softmax")
+
+
+@dataclass(frozen=True)
+class CombinedRecipe(Recipe):
+    """One shared space of closed forms and small networks, joined into one vector.
+
+    Source: ours; the parts name theirs in `modalign.connectors` and `modalign.losses`.
+    """
+
+    family: ClassVar[str] = "combined"
+    shared_fields: ClassVar[tuple[str, ...]] = ("width", "members", "hidden")
+    # A later stage's modality goes through the members that were chosen.
+    later_defaults: ClassVar[Mapping[str, Any]] = {"choose": False}
+
+    batch_size: int = _option(512, "Pairs in a training step")
+    min_steps: int = _option(
+        300, "Training steps to make even where the epochs are over before; for few pairs"
+    )
+    validate_steps: int = _option(50, "Steps between validations")
+    members: str = _option(
+        "cca,residual,mlp",
+        "Connectors joined into one vector, a list: closed forms (cca, ridge, procrustes, "
+        "subspace), residual (a network that starts as the closed form), mlp",
+    )
+    start: str = _option("cca", "Closed form that a residual starts as", CLOSED_FORM_NAMES)
+    regularisation: float = _option(
+        0.0, "Of closed forms, in mean variances of the features; 0: chosen on validation rows"
+    )
+    power: float = _option(
+        0.0, "Canonical directions count by their correlation to this; 0: chosen likewise"
+    )
+    hidden: int = _option(1024, "Inner width of a network")
+    scoring: str = _option(
+        "none", "Hub correction of similarities; chosen: on validation rows", CORRECTIONS
+    )
+    bank_items: int = _option(4096, "Training queries kept for hub correction, at most")
+    choose: bool = _option(
+        False, "Choose members by rows held out of the training rows, within --budget"
+    )
+    budget: float = _option(150.0, "Seconds that training may take where members are chosen")
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could use; see `Recipe`."""
+        super().__post_init__()
+        for name in ("hidden", "bank_items"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in (
+            "regularisation",
+            "power",
+            "budget",
+        ):
+            check_at_least(name, getattr(self, name), 0)
+        if not self.member_names:
+            raise UsageError(f"members is {self.members!r}, expected one at least")
+        for name in self.member_names:
+            check_known(name, MEMBER_NAMES, what="member")
+        check_known(self.start, CLOSED_FORM_NAMES, what="closed form")
+        check_known(self.scoring, CORRECTIONS, what="scoring")
+
+    @property
+    def member_names(self) -> list[str]:
+        """The members, in order."""
+        return [name.strip() for name in self.members.split(",") if name.strip()]
+
+
 RECIPES: dict[str, tuple[Recipe, str]] = {
     "oneencoder": (
         OneEncoderRecipe(),
@@ -318,9 +386,25 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         ),
         "Alt-MoE with the sizes of its paper: 12 experts of width 2048, top 4",
     ),
+    "closed-form": (
+        CombinedRecipe(members="cca"),
+        "Regularised canonical correlation: no training, some seconds",
+    ),
+    "mlp": (
+        CombinedRecipe(members="mlp", feature_dropout=0.0),
+        "Two plain networks of two layers by InfoNCE: what others begin with, for comparison",
+    ),
+    "combined": (
+        CombinedRecipe(scoring="chosen"),
+        "A closed form and two networks in one vector, with hub correction",
+    ),
+    "auto": (
+        CombinedRecipe(scoring="chosen", choose=True),
+        "As combined, with the members chosen on held-out rows within --budget seconds",
+    ),
 }
 
-RECIPE_CLASSES: tuple[type[Recipe], ...] = (OneEncoderRecipe, AltMoERecipe)
+RECIPE_CLASSES: tuple[type[Recipe], ...] = (OneEncoderRecipe, AltMoERecipe, CombinedRecipe)
 
 
 def named_recipe(name: str) -> Recipe:

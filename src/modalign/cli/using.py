@@ -121,10 +121,16 @@ def search(space: Path, gallery: str, k: int, as_json: bool, **options: Any) -> 
     loaded = open_space(space, options)
     stored = open_searchable(loaded, gallery)
     hits = loaded.search(stored, [value], modality=modality, k=k)
+    probability = None if hits.probability is None else hits.probability[0].tolist()
     found = [
-        {"id": hit_id, "similarity": round(float(similarity), 6), "value": shown}
-        for hit_id, shown, similarity in zip(
-            hits.ids[0], stored.shown(hits)[0], hits.similarity[0], strict=True
+        {
+            "id": hit_id,
+            "similarity": round(float(hits.similarity[0, place]), 6),
+            "probability": None if probability is None else round(probability[place], 4),
+            "value": shown,
+        }
+        for place, (hit_id, shown) in enumerate(
+            zip(hits.ids[0], stored.shown(hits)[0], strict=True)
         )
         if hit_id  # an approximate index may find fewer than k
     ]
@@ -133,7 +139,8 @@ def search(space: Path, gallery: str, k: int, as_json: bool, **options: Any) -> 
         return
     for place, hit in enumerate(found, start=1):
         shown = "" if hit["value"] in (None, hit["id"]) else f"  {hit['value']}"
-        click.echo(f"{place:3d}  {hit['similarity']:.3f}  {hit['id']}{shown}")
+        likely = "" if probability is None else f"  {hit['probability']:4.0%}"
+        click.echo(f"{place:3d}  {hit['similarity']:.3f}{likely}  {hit['id']}{shown}")
 
 
 @click.command()

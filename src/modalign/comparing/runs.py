@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, pairs_record
 from modalign.space.families import Family, Growth, StageObjective
+from modalign.space.scored import fit_scoring
 from modalign.space.space import SplitSides, chosen_split
 from modalign.space.stages import SPACE_FILE, WORK_FOLDER, versions
 from modalign.storage import locked, read_json, sweep, write_json
@@ -201,8 +203,17 @@ class Runs:
         work = self.folder / WORK_FOLDER / key[:32]
         work.mkdir(parents=True, exist_ok=True)
         sweep(work)
-        family, growth, objective = self.prepare(recipe, seed=seed, device=job.device)
         label = f"{variant.name}, seed {seed}"
+        begin = time.perf_counter()
+        chosen, _ = aligning.with_members(
+            replace(job, recipe=recipe, seed=seed),
+            self.encoded,
+            self.encoders,
+            work=work / "choose",
+        )
+        recipe = chosen.recipe
+        family, growth, objective = self.prepare(recipe, seed=seed, device=job.device)
+        prepared = time.perf_counter() - begin
         with naming(f"variant {label}"):
             result = fit(
                 objective,
@@ -214,13 +225,19 @@ class Runs:
                 checkpoint_seconds=job.checkpoint_seconds,
             )
         family.remember(objective.temperature)
+        objective.settle()
+        train, held = (
+            aligning.paired_splits(self.encoded, growth, split) for split in ("train", "validation")
+        )
+        scoring = fit_scoring(family, recipe, growth, train=train, validation=held, seed=seed)
+        family.scoring |= scoring.by_direction
         record = {
             "plan": self.plan(variant, seed),
             "trainable_parameters": sum(aligning.counted(objective.parameters).values()),
             "steps": result.steps,
             "best_step": result.best_step,
             "resumed_from": result.resumed_from,
-            "seconds": round(result.seconds, 3),
+            "seconds": round(prepared + result.seconds, 3),
             "measured": self.measure(family, recipe, growth.directions),
         }
         write_json(self.path(variant, seed), record)
@@ -235,7 +252,8 @@ class Runs:
         for score in possible_scores(recipe):
             for source, target in directions:
                 queries, gallery, positives = rows.between(source, target, score=score)
-                ranks = retrieval_ranks(queries, gallery, positives)
+                bias = rows.bias(source, target, gallery, score=score)
+                ranks = retrieval_ranks(queries, gallery, positives, bias=bias)
                 entry = {"score": score, "from": source, "to": target, "gallery": len(gallery)}
                 found.append({**entry, "ranks": ranks.tolist()})
         return found

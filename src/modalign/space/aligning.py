@@ -21,11 +21,14 @@ from modalign.features import cache_folder
 from modalign.features.encoding import Progress, no_progress
 from modalign.features.store import differences
 from modalign.pairs import Pairs
-from modalign.recipes import CHECKPOINT_SECONDS, Recipe
+from modalign.recipes import CHECKPOINT_SECONDS, CombinedRecipe, Recipe
+from modalign.space.choosing import choose
+from modalign.space.combined import CombinedSpace
 from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs, encode_pairs, pairs_record
 from modalign.space.families import Family, Growth, StageObjective, measure_all
 from modalign.space.paired import PairedTables
+from modalign.space.scored import fit_scoring
 from modalign.space.shared import SharedSpace
 from modalign.space.stages import (
     SPACE_FILE,
@@ -44,6 +47,7 @@ from modalign.training.loop import clear
 KINDS = {
     "oneencoder": ("universal-projection", "alignment-layer"),
     "alt-moe": ("mixture", "directed-maps"),
+    "combined": ("members", "added-members"),
 }
 # Where a way over maps names its source, after its kind and score.
 SOURCE = 2
@@ -87,7 +91,9 @@ class Job:
 
 
 # What a stage's record may name.
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (SharedSpace, DirectedMaps)}
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (SharedSpace, DirectedMaps, CombinedSpace)
+}
 
 
 def new_family(recipe: Recipe, *, device: str) -> Family:
@@ -120,10 +126,32 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
         # Another process may have made it while this one waited.
         check_new(out)
         encoded = job.encode(pairs, encoders)
-        family = new_family(job.recipe, device=job.device)
         brought = {name: encoders[name] for name in encoded.pairs.modalities}
-        make_stage(out, family, encoded, brought, job=job)
+        job, chosen = with_members(job, encoded, brought, work=out / WORK_FOLDER / "choose")
+        family = new_family(job.recipe, device=job.device)
+        make_stage(out, family, encoded, brought, job=job, chosen=chosen)
     return encoded
+
+
+def with_members(
+    job: Job, encoded: EncodedPairs, encoders: Mapping[str, Encoder], *, work: Path
+) -> tuple[Job, dict[str, Any]]:
+    """Choose the members where the recipe asks for it; return what to train, and what was tried."""
+    recipe = job.recipe
+    if not (isinstance(recipe, CombinedRecipe) and recipe.choose):
+        return job, {}
+    first, second = encoders
+    chosen = choose(
+        recipe,
+        {name: encoder.width for name, encoder in encoders.items()},
+        encoded.paired(first, second, "train"),
+        work=work,
+        seed=job.seed,
+        device=job.device,
+        progress=job.progress,
+        checkpoint_seconds=job.checkpoint_seconds,
+    )
+    return replace(job, recipe=chosen.recipe), {"chosen": chosen.notes}
 
 
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
@@ -197,6 +225,7 @@ def make_stage(
     job: Job,
     anchor: str | None = None,
     parents: Sequence[Mapping[str, str]] = (),
+    chosen: Mapping[str, Any] | None = None,
 ) -> None:
     """Grow a family by a stage, train it, and write it."""
     brought = {name: encoder for name, encoder in encoders.items() if name != anchor}
@@ -208,7 +237,17 @@ def make_stage(
     temperature = objective.temperature
     family.remember(temperature)
     begin = time.perf_counter()
+    settled = objective.settle()
     validation = paired_splits(encoded, growth, "validation")
+    scoring = fit_scoring(
+        family,
+        job.recipe,
+        growth,
+        train=paired_splits(encoded, growth, "train"),
+        validation=validation,
+        seed=job.seed,
+    )
+    family.scoring |= scoring.by_direction
     measured = measure_all(family, validation, growth.directions)
     record = {
         **plan,
@@ -218,11 +257,21 @@ def make_stage(
         "validation": {"directions": [d.as_json() for d in measured]},
         "steps": result.steps,
         "best_step": result.best_step,
+        **settled,
+        "scoring": scoring.record,
+        **(chosen or {}),
     }
     evaluated = {"evaluate": round(time.perf_counter() - begin, 3)}
     notes = run_notes(encoded, result, evaluated)
     clear(work)
-    write_stage(space, work.name, record=record, run=notes, weights=part.state_dict(), work=work)
+    write_stage(
+        space,
+        work.name,
+        record=record,
+        run=notes,
+        weights={**part.state_dict(), **scoring.tensors},
+        work=work,
+    )
     shutil.rmtree(space / WORK_FOLDER, ignore_errors=True)
 
 

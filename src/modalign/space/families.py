@@ -16,11 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
+from modalign.connectors.blocks import map_in_blocks
 from modalign.connectors.mixture import Direction as ModalityDirection
 from modalign.encoders import Features
+from modalign.errors import UsageError
 from modalign.evaluation import Direction, evaluate_direction
 from modalign.features import FeatureRows
 from modalign.recipes import Recipe
+from modalign.scoring import Calibration, Correction, NoCorrection
 from modalign.space.paired import PairedTables, chunks
 from modalign.training import Objective
 
@@ -40,6 +43,13 @@ class StageObjective(Objective):
     def temperature(self) -> float | dict[str, float]:
         """The divisor of similarity as it is now."""
 
+    def settle(self) -> dict[str, Any]:
+        """Choose on validation what is chosen when training is over; return what was.
+
+        Nothing, as a rule. What is returned goes into the stage's record.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -56,6 +66,38 @@ class Growth:
     directions: tuple[ModalityDirection, ...]
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How similarities of a direction are scored.
+
+    Attributes:
+        correction: Of hubs.
+        calibration: Of what it gives.
+        bank: Training queries the correction is worked out from, float16 [B, D].
+    """
+
+    correction: Correction
+    calibration: Calibration
+    bank: np.ndarray
+
+    @property
+    def corrects(self) -> bool:
+        """Whether anything is taken off a similarity."""
+        return not isinstance(self.correction, NoCorrection)
+
+    def bias(self, vectors: np.ndarray) -> np.ndarray:
+        """Return what is taken off the similarity of stored vectors, float32 [G]."""
+        return self.correction.bias(vectors, self.bank)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all but the bank."""
+        return {
+            "correction": self.correction.as_json(),
+            "calibration": self.calibration.as_json(),
+            "bank": len(self.bank),
+        }
+
+
 class Family(ABC):
     """Fitted connectors, stage by stage.
 
@@ -65,6 +107,7 @@ class Family(ABC):
         device: Where it computes.
         model: All connectors.
         score: What evaluation goes by unless told otherwise.
+        scoring: Of the directions that were trained, by (source, target).
     """
 
     name: ClassVar[str]
@@ -76,6 +119,7 @@ class Family(ABC):
         self.recipe: Any = recipe
         self.device = device
         self.score = ""
+        self.scoring: dict[ModalityDirection, Scoring] = {}
 
     # Training
 
@@ -154,6 +198,51 @@ class Family(ABC):
         return {}
 
 
+class EmbeddingFamily(Family):
+    """One shared space: every modality has one way into it, for the gallery and for queries.
+
+    A first stage joins two modalities, a later one adds one; the space has one temperature.
+    """
+
+    first_modalities = 2
+
+    def growth(self, recipe: Any, widths: Mapping[str, int], *, anchor: str | None) -> Growth:
+        """Plan a stage: both directions between its two modalities."""
+        first, second = [*widths, anchor] if anchor else list(widths)
+        return Growth(widths, anchor, ((first, second), (second, first)))
+
+    def remember(self, temperature: float) -> None:
+        """Take the first stage's temperature; the later ones train with it."""
+        self.temperature = temperature
+
+    def gallery_way(self, modality: str) -> Way:
+        """Return the modality's way into the space."""
+        return ("embed", modality)
+
+    def query_way(self, source: str, target: str, *, score: str = "") -> Way:
+        """Return the source's way into the space: it is the same for all targets."""
+        if score:
+            raise UsageError(
+                f"score {score}: a shared space has one kind of vector, only directed maps "
+                "(alt-moe) have others; leave it out"
+            )
+        return ("embed", source)
+
+    def temperature_of(self, source: str, target: str) -> float:
+        """Return the space's."""
+        return self.temperature
+
+    def send(self, way: Way, features: Features) -> np.ndarray:
+        """Embed features: unit vectors, float32 [N, D]."""
+        _, modality = way
+        return map_in_blocks(
+            self.model,
+            features,
+            way=lambda values, mask: self.model(modality, values, mask),
+            device=self.device,
+        )
+
+
 def send_table(family: Family, way: Way, table: FeatureRows) -> np.ndarray:
     """Send every row of a table, a chunk at a time, float32 [N, D]."""
     if not len(table):
@@ -191,6 +280,22 @@ class Sides:
         query = self.family.query_way(source, target, score=score)
         return self._side(source, query), self._side(target, self.family.gallery_way(target))
 
+    def bias(
+        self, source: str, target: str, gallery: np.ndarray, *, score: str | None = None
+    ) -> np.ndarray | None:
+        """Return what is taken off each item's similarity, float32 [G]; None for nothing.
+
+        Args:
+            source: The queries' modality.
+            target: The gallery's.
+            gallery: As `between` gave it.
+            score: Another one than the family's own was never corrected.
+        """
+        scoring = self.family.scoring.get((source, target))
+        if scoring is None or not scoring.corrects or (score or "") not in ("", self.family.score):
+            return None
+        return scoring.bias(gallery)
+
     def _fused(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors whose product is the sum of both directions' similarities.
 
@@ -225,16 +330,21 @@ def measure(
 ) -> list[Direction]:
     """Evaluate some directions of a split."""
     sides = Sides(family, paired.tables)
-    return [
-        evaluate_direction(
-            *sides.between(source, target),
-            paired.oriented(source),
-            source=source,
-            target=target,
-            seed=seed,
+    found = []
+    for source, target in directions:
+        queries, gallery = sides.between(source, target)
+        found.append(
+            evaluate_direction(
+                queries,
+                gallery,
+                paired.oriented(source),
+                source=source,
+                target=target,
+                seed=seed,
+                bias=sides.bias(source, target, gallery),
+            )
         )
-        for source, target in directions
-    ]
+    return found
 
 
 def measure_all(

@@ -13,19 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modalign.connectors.blocks import as_tensors, map_in_blocks
+from modalign.connectors.blocks import as_tensors
 from modalign.connectors.universal_projection import (
     Fusion,
     ModalityEntrance,
     OneEncoder,
     UniversalProjection,
 )
-from modalign.encoders import Features
-from modalign.errors import UsageError
 from modalign.losses import bank_info_nce, directed_info_nce, info_nce
 from modalign.recipes import OneEncoderRecipe
 from modalign.space.families import (
-    Family,
+    EmbeddingFamily,
     Growth,
     StageObjective,
     Way,
@@ -38,22 +36,14 @@ from modalign.space.stages import path_sha256
 from modalign.training import PairBatches
 
 
-class SharedSpace(Family):
+class SharedSpace(EmbeddingFamily):
     """OneEncoder: all modalities in one space, gallery and query by the same map.
 
     Source: arXiv:2409.11059.
     """
 
     name = "oneencoder"
-    first_modalities = 2
     model: OneEncoder
-
-    def growth(
-        self, recipe: OneEncoderRecipe, widths: Mapping[str, int], *, anchor: str | None
-    ) -> Growth:
-        """Plan a stage: both directions between its two modalities."""
-        first, second = [*widths, anchor] if anchor else list(widths)
-        return Growth(widths, anchor, ((first, second), (second, first)))
 
     def grow(self, recipe: OneEncoderRecipe, growth: Growth) -> nn.Module:
         """Build the projection with the first two modalities, or a later one's entrance."""
@@ -63,10 +53,6 @@ class SharedSpace(Family):
         entrance = build_entrance(growth.widths, recipe)
         self.model.entrances.append(entrance.to(self.device))
         return entrance
-
-    def remember(self, temperature: float) -> None:
-        """Take the first stage's temperature; the later ones train with it."""
-        self.temperature = temperature
 
     def objective(
         self,
@@ -85,33 +71,6 @@ class SharedSpace(Family):
                 entrance.standardize(name, *feature_figures(train[0].tables[name]))
         job: type[_OneEncoderObjective] = AddedObjective if growth.anchor else JointObjective
         return job(self, train=train[0], validation=validation[0], recipe=recipe, seed=seed)
-
-    def gallery_way(self, modality: str) -> Way:
-        """Return the modality's way into the space."""
-        return ("embed", modality)
-
-    def query_way(self, source: str, target: str, *, score: str = "") -> Way:
-        """Return the source's way into the space: it is the same for all targets."""
-        if score:
-            raise UsageError(
-                f"score {score}: a shared space has one kind of vector, only directed maps "
-                "(alt-moe) have others; leave it out"
-            )
-        return ("embed", source)
-
-    def temperature_of(self, source: str, target: str) -> float:
-        """Return the space's."""
-        return self.temperature
-
-    def send(self, way: Way, features: Features) -> np.ndarray:
-        """Embed features: unit vectors, float32 [N, D]."""
-        _, modality = way
-        return map_in_blocks(
-            self.model,
-            features,
-            way=lambda values, mask: self.model(modality, values, mask),
-            device=self.device,
-        )
 
     def width_of(self, way: Way) -> int:
         """Return D of the space."""

@@ -22,6 +22,7 @@ from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, encode_pairs, split_as_trained
 from modalign.space.families import Family, Growth, Sides, Way
+from modalign.space.scored import BANK, RERANKED, read_scoring, scored_hits
 from modalign.space.stages import (
     Stage,
     read_header,
@@ -275,7 +276,11 @@ class Space:
         self.check_gallery(gallery)
         features = self._encode(modality, items, exact=False)
         queries = self.query(features, source=modality, target=gallery.modality)
-        return gallery.search(queries, k)
+        scoring = self.family.scoring.get((modality, gallery.modality))
+        if scoring is None:
+            return gallery.search(queries, k)
+        asked = max(k, RERANKED) if scoring.corrects else k
+        return scored_hits(gallery.search(queries, asked), gallery, scoring, k)
 
     def add(
         self,
@@ -407,12 +412,21 @@ class Space:
     ) -> list[Direction]:
         """Measure retrieval on pairs that are encoded; see `evaluate`."""
         rows = SplitSides(self.family, encoded, split)
-        return [
-            evaluate_direction(
-                *rows.between(source, target, score=score), source=source, target=target, seed=seed
+        found = []
+        for source, target in directions or self.directions(encoded.pairs.modalities):
+            queries, gallery, positives = rows.between(source, target, score=score)
+            found.append(
+                evaluate_direction(
+                    queries,
+                    gallery,
+                    positives,
+                    source=source,
+                    target=target,
+                    seed=seed,
+                    bias=rows.bias(source, target, gallery, score=score),
+                )
             )
-            for source, target in directions or self.directions(encoded.pairs.modalities)
-        ]
+        return found
 
     def directions(self, modalities: Iterable[str] | None = None) -> list[tuple[str, str]]:
         """Return every (source, target) among some modalities that a query can be asked in."""
@@ -499,8 +513,12 @@ def load_family(folder: Path, stages: Sequence[Stage], *, device: str) -> Family
         # Untrained weights are drawn before they are filled: not from the caller's numbers.
         with torch.random.fork_rng(devices=[]):
             part = family.grow(recipe_of(stage), growth_of(stage))
-        part.load_state_dict(read_weights(folder, stage))
+        tensors = read_weights(folder, stage)
+        banks = {n.removeprefix(BANK): tensors.pop(n) for n in list(tensors) if n.startswith(BANK)}
+        part.load_state_dict(tensors)
         family.remember(stage.record["temperature"])
+        arrays = {name: bank.numpy() for name, bank in banks.items()}
+        family.scoring |= read_scoring(stage.record.get("scoring", {}), arrays, family)
     for parameter in family.model.parameters():
         parameter.requires_grad_(False)
     family.model.eval().to(device)
@@ -631,6 +649,12 @@ class SplitSides:
             for side, modality in enumerate((source, target))
         ]
         return *self._sides.between(source, target, score=score), np.stack(places, axis=1)
+
+    def bias(
+        self, source: str, target: str, gallery: np.ndarray, *, score: str | None = None
+    ) -> np.ndarray | None:
+        """Return what is taken off each item's similarity; see `Sides.bias`."""
+        return self._sides.bias(source, target, gallery, score=score)
 
 
 def summary(space: Space) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Objective(ABC):
     """What the loop needs to know of a job.
 
     Attributes:
-        parameters: All that is trained, by name; nothing else moves.
+        parameters: All that is trained, by name; nothing else moves. None where all was fitted
+            by a formula: then it is measured, and no step is taken.
         steps_per_epoch: Steps of one pass over the pairs.
     """
 
@@ -136,6 +137,8 @@ def _run(
     loop: _Loop, progress: Callable[[str, int, int, str], None], checkpoint_seconds: float
 ) -> FitResult:
     resumed_from = loop.resume()
+    if not loop.steps and not loop.state.best:
+        loop.validate()
     with torch.random.fork_rng(devices=[loop.device] if loop.device.type == "cuda" else []):
         while not loop.ended():
             loop.advance()
@@ -157,8 +160,10 @@ class _Loop:
         self.folder = folder
         self.run = run
         self.seed = seed
-        self.device = next(iter(objective.parameters.values())).device
-        self.steps = max(recipe.min_steps, recipe.epochs * objective.steps_per_epoch)
+        devices = [parameter.device for parameter in objective.parameters.values()]
+        self.device = devices[0] if devices else torch.device("cpu")
+        wanted = max(recipe.min_steps, recipe.epochs * objective.steps_per_epoch)
+        self.steps = wanted if devices else 0
         self.state = RunState()
         self.optimizer = Optimizer(objective.parameters, recipe)
         self.lines: list[dict[str, Any]] = []
@@ -172,11 +177,11 @@ class _Loop:
     def advance(self) -> None:
         """Take one step; validate when it is time."""
         if not self.state.best:
-            self._validate()
+            self.validate()
         self._step()
         state = self.state
         if state.step % self.recipe.validate_steps == 0 or state.step == self.steps:
-            self._validate()
+            self.validate()
             if state.stale >= self.recipe.patience:
                 state.finished = True
 
@@ -196,7 +201,8 @@ class _Loop:
             return one_cycle(self.state.step, self.steps)
         return self.state.rate_factor
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Measure the weights as they are, and keep them where they are the best so far."""
         state = self.state
         # First, for weights after a loss that is not finite cannot be measured.
         loss = {"loss": self._mean_loss()} if self.losses else {}

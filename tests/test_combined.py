@@ -1,0 +1,267 @@
+"""Members in one space: closed forms, networks, shares, scoring, and the choice among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interruptions import Stop, stopping_at
+from modalign import align, load_encoder, load_space, read_pairs
+from modalign.errors import UsageError
+from modalign.evaluation import retrieval_ranks
+from modalign.recipes import CombinedRecipe
+from modalign.scoring import NoCorrection
+from modalign.space import Space
+from modalign.space.choosing import parted
+from modalign.space.combined import chosen_shares, mean_reciprocal_rank_both
+from modalign.space.paired import PairedTables
+from modalign.space.scored import RERANKED
+from vector_spaces import contents, spec, write_world
+
+SMALL = CombinedRecipe(
+    width=16,
+    hidden=32,
+    batch_size=64,
+    epochs=1,
+    min_steps=60,
+    validate_steps=20,
+    learning_rate=3e-3,
+    feature_dropout=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), rows=400)
+
+
+def made(world: Path, out: Path, recipe: CombinedRecipe, **options: object) -> Space:
+    pairs = read_pairs(
+        world / "pairs.csv", ["image", "text"], reads={"image": "key", "text": "key"}
+    )
+    encoders = {name: load_encoder(spec(world, name), modality=name) for name in pairs.modalities}
+    return align(pairs, encoders, out=out, recipe=recipe, cache=out.parent / "features", **options)
+
+
+def recall(space: Space) -> dict[str, float]:
+    return {
+        f"{d['from']}->{d['to']}": d["recall_at_1"]
+        for d in space.stages[-1].record["validation"]["directions"]
+    }
+
+
+@pytest.mark.parametrize("member", ["cca", "ridge", "procrustes", "subspace", "residual", "mlp"])
+def test_each_member_alone_makes_a_space_that_finds(world, tmp_path, member):
+    space = made(world, tmp_path / "s", SMALL.changed({"members": member}))
+    least = 0.1 if member == "procrustes" else 0.5  # a rotation cannot undo two random maps
+    assert min(recall(space).values()) > least
+    assert space.verify()["ok"]
+    steps = space.stages[0].record["steps"]
+    assert steps == (60 if member in ("residual", "mlp") else 0)
+    assert (space.stages[0].trainable_parameters > 0) == (steps > 0)
+
+
+def test_members_lie_side_by_side_by_their_shares(world, tmp_path):
+    space = made(world, tmp_path / "s", SMALL.changed({"members": "cca,residual,mlp"}))
+    features = np.load(world / "image.npz")["vectors"][:9]
+    vectors = space.embed_features("image", features)
+    assert vectors.shape == (9, space.gallery_width("image")) == (9, 48)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    shares = list(space.stages[0].record["members"]["shares"].values())
+    for number, share in enumerate(shares):
+        part = vectors[:, 16 * number : 16 * (number + 1)]
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), share, atol=1e-3)
+
+
+def test_a_row_has_the_same_bits_alone_and_among_others(world, tmp_path):
+    space = made(world, tmp_path / "s", SMALL)
+    features = np.load(world / "text.npz")["vectors"][:70]
+    among = space.embed_features("text", features)
+    for row in (0, 33, 69):
+        alone = space.embed_features("text", features[row : row + 1])
+        assert alone.tobytes() == among[row : row + 1].tobytes()
+
+
+def test_a_residual_starts_as_its_closed_form(world, tmp_path):
+    closed = made(world, tmp_path / "a", SMALL.changed({"members": "cca"}))
+    # A rate of almost nothing: the network beside it adds nothing.
+    still = SMALL.changed({"members": "residual", "learning_rate": 1e-12, "min_steps": 1})
+    start = made(world, tmp_path / "b", still)
+    features = np.load(world / "image.npz")["vectors"][:9]
+    np.testing.assert_allclose(
+        start.embed_features("image", features), closed.embed_features("image", features), atol=1e-5
+    )
+
+
+def test_an_added_modality_moves_nothing_and_is_found_by_one_it_never_met(world, tmp_path):
+    space = made(world, tmp_path / "s", SMALL.changed({"scoring": "chosen"}))
+    features = np.load(world / "image.npz")["vectors"]
+    before, files = space.embed_features("image", features), contents(tmp_path / "s" / "stages")
+    pairs = read_pairs(
+        world / "pairs.csv", ["audio", "text"], reads={"audio": "key", "text": "key"}
+    )
+    space.add(pairs, load_encoder(spec(world, "audio"), modality="audio"), cache=tmp_path / "f")
+    after = contents(tmp_path / "s" / "stages")
+    assert {name: after[name] for name in files} == files
+    assert space.embed_features("image", features).tobytes() == before.tobytes()
+    assert min(recall(space).values()) > 0.5
+    sounds = space.query(np.load(world / "audio.npz")["vectors"], source="audio", target="image")
+    ranks = retrieval_ranks(sounds, before, np.stack([np.arange(400)] * 2, axis=1))
+    assert np.mean(ranks <= 10) > 0.6
+    assert space.verify()["ok"]
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(world, tmp_path):
+    whole = made(world, tmp_path / "a", SMALL)
+    with pytest.raises(Stop):
+        made(world, tmp_path / "b", SMALL, progress=stopping_at(31), checkpoint_seconds=0.0)
+    again = made(world, tmp_path / "b", SMALL)
+    assert again.stages[0].run["resumed_from"] == 31
+    key = "weights_sha256"
+    assert again.stages[0].record[key] == whole.stages[0].record[key]
+
+
+# Scoring in the space
+
+
+@pytest.fixture(scope="module")
+def scored(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    """A space whose correction does something, whatever validation rows would have chosen."""
+    out = tmp_path_factory.mktemp("scored") / "s"
+    recipe = SMALL.changed({"members": "cca", "scoring": "csls", "width": 3, "bank_items": 100})
+    return made(world, out, recipe)
+
+
+def test_a_stage_keeps_what_corrects_its_directions(scored: Space):
+    record = scored.stages[0].record["scoring"]
+    assert set(record) == {"image->text", "text->image"}
+    for entry in record.values():
+        assert entry["correction"] == {"name": "csls", "k": 10}
+        assert entry["bank"] == 100
+        assert entry["calibration"]["results"] == 400
+    loaded = load_space(scored.folder)
+    mine, theirs = (s.family.scoring["text", "image"] for s in (scored, loaded))
+    assert mine.bank.dtype == np.float16
+    assert mine.bank.tobytes() == theirs.bank.tobytes()
+    assert mine.calibration == theirs.calibration
+
+
+def test_search_ranks_by_corrected_similarity_and_says_how_probable(world, scored, tmp_path):
+    pairs = read_pairs(
+        world / "pairs.csv", ["image", "text"], reads={"image": "key", "text": "key"}
+    )
+    gallery, _ = scored.embed_items(pairs.items["image"], out=tmp_path / "g", cache=tmp_path / "f")
+    hits = scored.search(gallery, ["t11", "t12"], modality="text", k=5)
+    queries = scored.query(
+        np.load(world / "text.npz")["vectors"][11:13], source="text", target="image"
+    )
+    scoring = scored.family.scoring["text", "image"]
+    vectors = np.asarray(gallery.vectors, np.float32)
+    similarity = queries @ vectors.T
+    corrected = similarity - scoring.bias(vectors)
+    assert len(gallery) > RERANKED
+    np.testing.assert_array_equal(hits.rows, np.argsort(-corrected, axis=1)[:, :5])
+    np.testing.assert_allclose(
+        hits.similarity, np.take_along_axis(similarity, hits.rows, 1), atol=2e-3
+    )
+    assert hits.probability.shape == (2, 5)
+    assert (np.diff(hits.probability, axis=1) <= 1e-6).all()
+
+
+def test_evaluation_goes_by_corrected_similarity(world, scored, tmp_path):
+    pairs = read_pairs(
+        world / "pairs.csv", ["image", "text"], reads={"image": "key", "text": "key"}
+    )
+    before = scored.evaluate(pairs, cache=tmp_path / "f", directions=[("text", "image")])[0]
+    kept = scored.family.scoring.pop(("text", "image"))
+    try:
+        plain = scored.evaluate(pairs, cache=tmp_path / "f", directions=[("text", "image")])[0]
+    finally:
+        scored.family.scoring["text", "image"] = kept
+    shown = scored.stages[0].record["validation"]["directions"]
+    assert before.mean_reciprocal_rank != plain.mean_reciprocal_rank
+    assert before.mean_reciprocal_rank in [d["mean_reciprocal_rank"] for d in shown]
+
+
+def test_without_scoring_no_bank_is_kept(world, tmp_path):
+    space = made(world, tmp_path / "s", SMALL.changed({"members": "cca"}))
+    scoring = space.family.scoring["text", "image"]
+    assert scoring.correction == NoCorrection()
+    assert len(scoring.bank) == 0
+
+
+# Shares and the choice of members
+
+
+def member(rows: int, noise: float, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shared = np.random.default_rng(9).standard_normal((rows, 6))
+    sides = {m: shared + noise * rng.standard_normal((rows, 6)) for m in ("image", "text")}
+    return {m: s / np.linalg.norm(s, axis=1, keepdims=True) for m, s in sides.items()}
+
+
+def test_members_that_err_differently_are_joined_and_one_that_knows_nothing_is_left_out():
+    members = [member(200, 0.8, 1), member(200, 0.8, 2), member(200, 50.0, 3)]
+    paired = PairedTables("image", "text", {}, np.stack([np.arange(200)] * 2, axis=1))
+    shares, tried = chosen_shares(members, paired)
+    assert min(shares[:2]) > 0
+    assert shares[2] == 0
+    assert np.square(shares).sum() == pytest.approx(1)
+    alone = [mean_reciprocal_rank_both(m["image"], m["text"], paired.pairs) for m in members[:2]]
+    assert max(entry["mean_reciprocal_rank"] for entry in tried) > max(alone)
+
+
+def test_rows_held_out_for_the_choice_share_no_item_with_the_others():
+    rng = np.random.default_rng(0)
+    pairs = np.unique(np.stack([rng.integers(0, 80, 120), rng.integers(0, 200, 120)], 1), axis=0)
+    first, a = np.unique(pairs[:, 0], return_inverse=True)
+    second, b = np.unique(pairs[:, 1], return_inverse=True)
+
+    class Rows:
+        def __init__(self, rows: np.ndarray) -> None:
+            self.rows = rows
+
+        def subset(self, rows: np.ndarray) -> Rows:
+            return Rows(self.rows[rows])
+
+    tables = {"image": Rows(np.arange(len(first))), "text": Rows(np.arange(len(second)))}
+    paired = PairedTables("image", "text", tables, np.stack([a, b], axis=1))  # type: ignore[arg-type]
+    train, held = parted(paired, seed=0)
+    assert len(train.pairs) + len(held.pairs) == len(pairs)
+    assert len(held.pairs) > 0
+    for name in ("image", "text"):
+        mine, others = (set(t.tables[name].rows.tolist()) for t in (train, held))  # type: ignore[attr-defined]
+        assert not mine & others
+
+
+def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "scoring": "chosen", "budget": 120.0})
+    space = made(world, tmp_path / "s", recipe)
+    record = space.stages[0].record
+    notes = record["chosen"]
+    assert record["recipe"]["choose"] is False
+    assert record["recipe"]["members"].split(",") == notes["kept"]
+    names = {entry["name"] for entry in notes["compared"]}
+    assert names == {"cca", "residual", "mlp", "joined"}
+    assert min(recall(space).values()) > 0.6
+    assert not (tmp_path / "s" / "work").exists()
+
+
+def test_a_budget_too_small_gives_the_closed_form_and_says_so(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "budget": 0.0})
+    space = made(world, tmp_path / "s", recipe)
+    record = space.stages[0].record
+    assert record["recipe"]["members"] == "cca"
+    assert record["steps"] == 0
+    assert "too few to train networks; the closed form was taken" in record["chosen"]["budget_note"]
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(UsageError, match="member"):
+        CombinedRecipe(members="cca,magic")
+    with pytest.raises(UsageError, match="members is '', expected one at least"):
+        CombinedRecipe(members="")
+    with pytest.raises(UsageError, match="scoring"):
+        CombinedRecipe(scoring="magic")

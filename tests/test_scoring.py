@@ -1,0 +1,262 @@
+"""Scoring: hub corrections against slow twins, and probabilities that can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from modalign.errors import DataError, ShapeError, UsageError
+from modalign.evaluation import retrieval_ranks
+from modalign.scoring import (
+    CANDIDATES,
+    Calibration,
+    Correction,
+    Csls,
+    InvertedSoftmax,
+    NoCorrection,
+    choose_correction,
+    correction_from_json,
+    expected_calibration_error,
+    fit_calibration,
+    reliability,
+    rerank,
+    result_matches,
+    threshold,
+)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def vectors(rows: int, *, seed: int, width: int = 8) -> np.ndarray:
+    """Rows of uneven length."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, width)) * rng.uniform(0.1, 9, (rows, 1))).astype(np.float32)
+
+
+# Hub corrections
+
+
+def test_csls_takes_off_half_the_mean_of_the_closest_queries():
+    gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
+    slow = [np.mean(sorted(cosine(g, q) for q in bank)[-4:]) / 2 for g in gallery]
+    np.testing.assert_allclose(Csls(4).bias(gallery, bank), slow, atol=1e-6)
+
+
+def test_inverted_softmax_takes_off_a_log_of_shares():
+    gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
+    slow = [0.2 * math.log(np.mean([math.exp(cosine(g, q) / 0.2) for q in bank])) for g in gallery]
+    np.testing.assert_allclose(InvertedSoftmax(0.2).bias(gallery, bank), slow, atol=1e-6)
+
+
+def test_a_temperature_near_nothing_takes_off_the_closest_query_and_does_not_overflow():
+    gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
+    closest = [max(cosine(g, q) for q in bank) for g in gallery]
+    np.testing.assert_allclose(InvertedSoftmax(1e-4).bias(gallery, bank), closest, atol=1e-3)
+
+
+@pytest.mark.parametrize("correction", CANDIDATES)
+def test_the_bias_of_an_item_depends_on_no_other_item(correction: Correction, monkeypatch):
+    monkeypatch.setattr("modalign.scoring.hubs.BLOCK", 40)
+    gallery, bank = vectors(30, seed=0), vectors(12, seed=1)
+    whole = correction.bias(gallery, bank)
+    parts = [correction.bias(gallery[row : row + 1], bank)[0] for row in range(30)]
+    np.testing.assert_allclose(whole, parts, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", CANDIDATES)
+def test_without_a_bank_nothing_is_taken_off(correction: Correction):
+    found = correction.bias(vectors(4, seed=0), np.zeros((0, 8), np.float16))
+    assert found.tolist() == [0, 0, 0, 0]
+
+
+def test_a_bank_smaller_than_k_is_taken_whole():
+    gallery, bank = vectors(5, seed=0), vectors(3, seed=1)
+    np.testing.assert_allclose(Csls(10).bias(gallery, bank), Csls(3).bias(gallery, bank))
+
+
+def test_a_bank_of_another_width_is_refused():
+    with pytest.raises(ShapeError, match=r"gallery \(2, 8\) and bank \(2, 5\)"):
+        Csls().bias(vectors(2, seed=0), np.ones((2, 5)))
+
+
+@pytest.mark.parametrize("correction", [*CANDIDATES, Csls(3)])
+def test_a_correction_comes_back_from_json(correction: Correction):
+    assert correction_from_json(correction.as_json()) == correction
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(UsageError, match="csls: k is 0, expected 1 or more"):
+        Csls(0)
+    with pytest.raises(UsageError, match=r"temperature is 0\.0, expected more than 0"):
+        InvertedSoftmax(0.0)
+    with pytest.raises(UsageError, match="hub correction"):
+        correction_from_json({"name": "magic"})
+
+
+def hubs(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, gallery, pairs and bank: the gallery's last ten items are close to every query."""
+    rng = np.random.default_rng(seed)
+    shared = 2.0 * np.ones(16)
+    items = rng.standard_normal((100, 16))
+    gallery = np.concatenate([items, shared + 0.3 * rng.standard_normal((10, 16))])
+    queries = items + 0.9 * rng.standard_normal((100, 16)) + shared / 2
+    bank = rng.standard_normal((300, 16)) + shared / 2
+    return queries, gallery, np.stack([np.arange(100)] * 2, axis=1), bank
+
+
+def test_correction_takes_hubs_out_of_the_way():
+    queries, gallery, pairs, bank = hubs(0)
+    before = np.mean(retrieval_ranks(queries, gallery, pairs) == 1)
+    chosen, tried = choose_correction(queries, gallery, pairs, bank)
+    after = np.mean(retrieval_ranks(queries, gallery, pairs, bias=chosen.bias(gallery, bank)) == 1)
+    assert not isinstance(chosen, NoCorrection)
+    assert after > before + 0.2
+    assert [entry["name"] for entry in tried] == [c.name for c in CANDIDATES]
+    assert max(entry["recall_at_1"] for entry in tried) == pytest.approx(after)
+
+
+def test_where_nothing_helps_nothing_is_chosen():
+    # Every query is its item: all corrections leave recall at 1.
+    items = np.eye(12)
+    chosen, _ = choose_correction(items, items, np.stack([np.arange(12)] * 2, 1), items[:5])
+    assert chosen == NoCorrection()
+
+
+def test_sorting_all_results_anew_is_the_full_correction():
+    queries, gallery, _, bank = hubs(1)
+    bias = Csls().bias(gallery, bank)
+    q = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    similarity = q @ g.T
+    full = np.argsort(-(similarity - bias), axis=1)[:, :7]
+    rows = np.argsort(-similarity, axis=1)  # as an index returns them
+    order, corrected = rerank(np.take_along_axis(similarity, rows, 1), bias[rows], 7)
+    np.testing.assert_array_equal(np.take_along_axis(rows, order, 1), full)
+    assert (np.diff(corrected, axis=1) <= 0).all()
+
+
+# Probabilities
+
+
+def results(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Results whose odds of a match rise with similarity."""
+    rng = np.random.default_rng(seed)
+    similarity = rng.uniform(0, 1, count)
+    return similarity, rng.random(count) < 1 / (1 + np.exp(-(14 * similarity - 8)))
+
+
+def test_probabilities_are_the_shares_of_matches_on_other_results():
+    found = fit_calibration(*results(4000, seed=0), gallery=500)
+    similarity, matched = results(4000, seed=1)
+    probability = found.probability(similarity)
+    assert expected_calibration_error(probability, matched) < 0.03
+    assert (found.slope, found.intercept) == (
+        pytest.approx(14, rel=0.1),
+        pytest.approx(-8, rel=0.1),
+    )
+    assert (np.diff(found.probability(np.linspace(-1, 1, 50))) > 0).all()
+
+
+@pytest.mark.parametrize("precision", [0.5, 0.7, 0.9])
+def test_a_threshold_keeps_the_precision_on_other_results(precision):
+    least = threshold(*results(6000, seed=2), precision=precision)
+    similarity, matched = results(6000, seed=3)
+    assert matched[similarity >= least].mean() == pytest.approx(precision, abs=0.05)
+
+
+def test_a_threshold_that_nothing_reaches_is_none():
+    similarity, _ = results(200, seed=0)
+    assert threshold(similarity, np.zeros(200, bool), precision=0.5) is None
+    # Two lucky results at the top are no ground for a threshold.
+    lucky = np.zeros(200, bool)
+    lucky[np.argsort(-similarity)[:2]] = True
+    assert threshold(similarity, lucky, precision=0.9) is None
+
+
+def test_equal_similarities_are_above_a_threshold_together():
+    similarity = np.array([0.9] * 20 + [0.5] * 40)
+    matched = np.array([True] * 20 + [True] * 10 + [False] * 30)
+    assert threshold(similarity, matched, precision=0.5) == 0.5
+    assert threshold(similarity, matched, precision=0.6) is None  # 20 are too few
+
+
+def test_what_says_nothing_gives_the_share_of_matches():
+    constant = fit_calibration(np.full(50, 0.3), np.arange(50) < 20, gallery=9)
+    assert constant.slope == 0
+    assert constant.probability(np.array([0.9]))[0] == pytest.approx(0.4, abs=0.02)
+    # Similarity that falls with matches is not turned round.
+    falling = fit_calibration(np.linspace(0, 1, 50), np.arange(50) < 20, gallery=9)
+    assert falling.slope == 0
+
+
+@pytest.mark.parametrize("matched", [np.ones(3, bool), np.zeros(3, bool)])
+def test_three_results_of_one_kind_give_a_probability_inside(matched):
+    found = fit_calibration(np.array([0.1, 0.5, 0.4]), matched, gallery=3)
+    probability = found.probability(np.array([-1.0, 0.0, 1.0]))
+    assert np.isfinite(probability).all()
+    assert ((probability > 0) & (probability < 1)).all()
+
+
+def test_a_clean_cut_does_not_run_away():
+    similarity = np.concatenate([np.linspace(0, 0.4, 40), np.linspace(0.6, 1, 40)])
+    found = fit_calibration(similarity, similarity > 0.5, gallery=80)
+    assert np.isfinite([found.slope, found.intercept]).all()
+    assert found.probability(np.array([0.1, 0.9])) == pytest.approx([0, 1], abs=0.05)
+
+
+def test_a_calibration_comes_back_from_json():
+    found = fit_calibration(*results(300, seed=0), gallery=500)
+    assert Calibration.from_json(found.as_json()) == found
+
+
+def test_bad_results_are_refused():
+    with pytest.raises(DataError, match="there are no results, expected one at least"):
+        fit_calibration(np.zeros(0), np.zeros(0, bool), gallery=0)
+    with pytest.raises(DataError, match="similarity 1 is not finite"):
+        fit_calibration(np.array([0, np.nan]), np.zeros(2, bool), gallery=2)
+    with pytest.raises(ShapeError, match=r"similarity \(2,\) and matched \(3,\)"):
+        fit_calibration(np.zeros(2), np.zeros(3, bool), gallery=2)
+    with pytest.raises(UsageError, match="precision is 0, expected above 0"):
+        threshold(np.zeros(2), np.zeros(2, bool), precision=0)
+
+
+def test_calibration_error_is_that_of_a_slow_twin():
+    rng = np.random.default_rng(5)
+    probability, matched = rng.random(103), rng.random(103) < 0.4
+    ranked = sorted(zip(probability, matched, strict=True))
+    bins = np.array_split(np.array(ranked, float), 10)
+    slow = sum(len(b) * abs(b[:, 0].mean() - b[:, 1].mean()) for b in bins) / 103
+    assert expected_calibration_error(probability, matched, bins=10) == pytest.approx(slow)
+    assert sum(b.count for b in reliability(probability, matched, bins=10)) == 103
+
+
+def test_matches_among_results_are_those_of_a_slow_twin():
+    rng = np.random.default_rng(6)
+    pairs = np.unique(rng.integers(0, 8, (20, 2)), axis=0)
+    rows = np.stack([rng.permutation(8)[:3] for _ in range(8)])
+    known = {tuple(pair) for pair in pairs.tolist()}
+    slow = [[(query, int(row)) in known for row in rows[query]] for query in range(8)]
+    assert result_matches(rows, pairs, gallery=8).tolist() == slow
+
+
+def test_results_of_two_modalities_are_ranked_by_one_scale():
+    # Sounds' similarities are low for matches too: raw cosine puts every photo first.
+    rng = np.random.default_rng(7)
+    photo, sound = rng.uniform(0.5, 1, 2000), rng.uniform(0.0, 0.5, 2000)
+    right_photo = rng.random(2000) < (photo - 0.5) * 2
+    right_sound = rng.random(2000) < sound * 2
+    scales = [
+        fit_calibration(photo, right_photo, gallery=100),
+        fit_calibration(sound, right_sound, gallery=100),
+    ]
+    mixed = np.concatenate([scales[0].probability(photo), scales[1].probability(sound)])
+    first = np.argsort(-mixed)[:500]
+    right = np.concatenate([right_photo, right_sound])[first].mean()
+    raw = np.argsort(-np.concatenate([photo, sound]))[:500]
+    assert 0.35 < np.mean(first >= 2000) < 0.65
+    assert np.mean(raw >= 2000) == 0
+    assert right > 0.75
