@@ -141,6 +141,8 @@ def test_a_stage_keeps_what_corrects_its_directions(scored: Space):
         assert entry["correction"] == {"name": "csls", "k": 10}
         assert entry["bank"] == 100
         assert entry["calibration"]["results"] == 400
+        assert 0 <= entry["calibration_error"] < 0.2
+        assert sum(found["count"] for found in entry["reliability"]) == 400
     loaded = load_space(scored.folder)
     mine, theirs = (s.family.scoring["text", "image"] for s in (scored, loaded))
     assert mine.bank.dtype == np.float16

@@ -30,6 +30,7 @@ LAYERS = (
     "scoring",
     "space",
     "comparing",
+    "probing",
     "tasks",
     "report",
     "demo",

@@ -18,6 +18,7 @@ from modalign.scoring import (
     NoCorrection,
     choose_correction,
     correction_from_json,
+    cross_fitted,
     expected_calibration_error,
     fit_calibration,
     reliability,
@@ -206,6 +207,18 @@ def test_a_clean_cut_does_not_run_away():
     found = fit_calibration(similarity, similarity > 0.5, gallery=80)
     assert np.isfinite([found.slope, found.intercept]).all()
     assert found.probability(np.array([0.1, 0.9])) == pytest.approx([0, 1], abs=0.05)
+
+
+def test_cross_fitted_probabilities_come_from_other_queries():
+    similarity, matched = (side.reshape(-1, 4) for side in results(400, seed=8))
+    found = cross_fitted(similarity, matched, gallery=9)
+    even, odd = (
+        fit_calibration(similarity[half::2].ravel(), matched[half::2].ravel(), gallery=9)
+        for half in (0, 1)
+    )
+    np.testing.assert_allclose(found[0::2], odd.probability(similarity[0::2]))
+    np.testing.assert_allclose(found[1::2], even.probability(similarity[1::2]))
+    assert np.isfinite(cross_fitted(similarity[:1], matched[:1], gallery=9)).all()
 
 
 def test_a_calibration_comes_back_from_json():

@@ -18,6 +18,8 @@ from modalign.errors import ModalignError
 # imported when its command is called: `modalign --help` loads no torch.
 COMMANDS = {
     "demo": ("demo", "The whole story on data it draws itself; no download, no account."),
+    "probe": ("probing", "Say how well encoders agree on pairs, before anything is trained."),
+    "forecast": ("probing", "Say what more pairs would bring, before anyone collects them."),
     "align": ("making", "Join two encoders into a new space."),
     "add": ("making", "Add a modality to a space; nothing stored moves."),
     "attach": ("attaching", "Search a store that is there by another modality; it is only read."),

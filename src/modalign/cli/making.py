@@ -367,5 +367,15 @@ def report_stage(stage: dict[str, Any], *, as_json: bool) -> None:
         f"stage {stage['stage']} of {stage['space']}: {stage['trainable_parameters']:,} "
         f"trained parameters, {stage['steps']} steps ({spent})"
     )
+    if stage["chosen"]:
+        click.echo(told_choice(stage["chosen"]))
     print_directions(stage["validation"]["directions"])
     print_skipped(stage["skipped"])
+
+
+def told_choice(chosen: Mapping[str, Any]) -> str:
+    """Return what recipe auto kept, in a line."""
+    kept, candidates = " + ".join(chosen["kept"]), ", ".join(chosen["candidates"])
+    items = chosen["held_out"]["items"]
+    why = chosen.get("budget_note") or f"of {candidates}, by {items} items held out of training"
+    return f"kept {kept}: {why}"

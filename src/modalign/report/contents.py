@@ -86,6 +86,8 @@ class StageSummary:
         best_step: Step whose weights were kept.
         directions: Directions of the validation split, as `evaluate --json` prints them.
         log: Lines of the training log: step, recall, loss, and recall@1 by "image->text".
+        chosen: What recipe auto tried and kept, see `modalign.space.choosing`; empty without.
+        scoring: Hub correction and calibration by "image->text", see `modalign.space.scored`.
     """
 
     name: str
@@ -99,6 +101,8 @@ class StageSummary:
     best_step: int
     directions: tuple[Mapping[str, Any], ...] = ()
     log: tuple[Mapping[str, Any], ...] = ()
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    scoring: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -114,6 +118,8 @@ class StageSummary:
             "best_step": self.best_step,
             "validation": {"directions": [dict(line) for line in self.directions]},
             "log": [dict(line) for line in self.log],
+            "chosen": dict(self.chosen),
+            "scoring": {name: dict(found) for name, found in self.scoring.items()},
         }
 
 

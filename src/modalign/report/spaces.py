@@ -36,6 +36,8 @@ def stage_summary(space: Space, name: str) -> StageSummary:
         best_step=stage.record["best_step"],
         directions=tuple(stage.record["validation"]["directions"]),
         log=tuple(read_json_lines(space.folder / "stages" / name / "log.jsonl")),
+        chosen=stage.record.get("chosen", {}),
+        scoring=stage.record.get("scoring", {}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from modalign.scoring.calibration import (
     Calibration,
+    cross_fitted,
     expected_calibration_error,
     fit_calibration,
     reliability,
@@ -28,6 +29,7 @@ __all__ = [
     "NoCorrection",
     "choose_correction",
     "correction_from_json",
+    "cross_fitted",
     "expected_calibration_error",
     "fit_calibration",
     "reliability",

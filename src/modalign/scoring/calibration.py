@@ -63,6 +63,28 @@ class Calibration:
 WANTED_PRECISIONS = (0.5, 0.7, 0.9)
 
 
+def cross_fitted(similarity: np.ndarray, matched: np.ndarray, *, gallery: int) -> np.ndarray:
+    """Return probabilities of results by calibrations that were fitted on other queries.
+
+    Args:
+        similarity: Of each query's results, float [Q, k].
+        matched: bool [Q, k].
+        gallery: Items searched.
+
+    Returns:
+        float64 [Q, k]: those of even queries from odd ones, and the other way round; of a single
+        query its own.
+    """
+    found = np.empty(similarity.shape)
+    for half in (0, 1):
+        others = slice(1 - half, None, 2) if len(similarity) > 1 else slice(None)
+        fitted = fit_calibration(
+            similarity[others].ravel(), matched[others].ravel(), gallery=gallery
+        )
+        found[half::2] = fitted.probability(similarity[half::2])
+    return found
+
+
 def fit_calibration(similarity: np.ndarray, matched: np.ndarray, *, gallery: int) -> Calibration:
     """Fit a calibration on the results of queries.
 

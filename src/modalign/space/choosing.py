@@ -74,12 +74,12 @@ def choose(
     work.mkdir(parents=True, exist_ok=True)
     sweep(work)
     train, held = parted(paired, seed=seed)
-    family, growth = _grown(recipe, widths, seed=seed, device=device)
+    family, growth = grown(recipe, widths, seed=seed, device=device)
     job = family.objective(recipe, growth, train=[train], validation=[held], seed=seed)
     steps = _planned_steps(work, job, recipe, began)
     if steps < LEAST_STEPS:
         recipe = _without_networks(recipe)
-        family, growth = _grown(recipe, widths, seed=seed, device=device)
+        family, growth = grown(recipe, widths, seed=seed, device=device)
         job = family.objective(recipe, growth, train=[train], validation=[held], seed=seed)
     recipe = _of_steps(recipe, steps)
     plan = {"recipe": recipe.as_json(), "seed": seed, "rows": _digest(train)}
@@ -115,9 +115,10 @@ def choose(
     return Chosen(replace(recipe, members=",".join(kept), choose=False), notes)
 
 
-def _grown(
+def grown(
     recipe: CombinedRecipe, widths: Mapping[str, int], *, seed: int, device: str
 ) -> tuple[CombinedSpace, Growth]:
+    """Return a space's first stage, untrained, as a seed draws it."""
     family = CombinedSpace(recipe, device=device)
     growth = family.growth(recipe, widths, anchor=None)
     with torch.random.fork_rng(devices=[]):
@@ -135,7 +136,7 @@ def parted(paired: PairedTables, *, seed: int) -> tuple[PairedTables, PairedTabl
     out = np.isin(groups, order[:count])
     if out.all():
         return paired, paired
-    return _rows(paired, ~out), _rows(paired, out)
+    return rows_of_pairs(paired, ~out), rows_of_pairs(paired, out)
 
 
 def _components(paired: PairedTables) -> np.ndarray:
@@ -152,7 +153,8 @@ def _components(paired: PairedTables) -> np.ndarray:
             return group
 
 
-def _rows(paired: PairedTables, chosen: np.ndarray) -> PairedTables:
+def rows_of_pairs(paired: PairedTables, chosen: np.ndarray) -> PairedTables:
+    """Keep some pairs, bool [P], and the items that occur in them."""
     pairs = paired.pairs[chosen]
     first, a = np.unique(pairs[:, 0], return_inverse=True)
     second, b = np.unique(pairs[:, 1], return_inverse=True)

@@ -205,13 +205,14 @@ class EmbeddingFamily(Family):
     """
 
     first_modalities = 2
+    temperature: float
 
     def growth(self, recipe: Any, widths: Mapping[str, int], *, anchor: str | None) -> Growth:
         """Plan a stage: both directions between its two modalities."""
         first, second = [*widths, anchor] if anchor else list(widths)
         return Growth(widths, anchor, ((first, second), (second, first)))
 
-    def remember(self, temperature: float) -> None:
+    def remember(self, temperature: Any) -> None:
         """Take the first stage's temperature; the later ones train with it."""
         self.temperature = temperature
 

@@ -23,7 +23,10 @@ from modalign.scoring import (
     NoCorrection,
     choose_correction,
     correction_from_json,
+    cross_fitted,
+    expected_calibration_error,
     fit_calibration,
+    reliability,
     rerank,
     result_matches,
 )
@@ -86,9 +89,9 @@ def fit_scoring(
             if name not in fitted.banks and kind_of(recipe) != "none":
                 fitted.banks[name] = drawn_bank(family, way, paired.tables[source], recipe, seed)
             bank = fitted.banks.get(name, np.zeros((0, family.width_of(way)), np.float16))
-            scoring, tried = _direction(sides, (source, target), held, bank, recipe)
+            scoring, notes = _direction(sides, (source, target), held, bank, recipe)
             fitted.by_direction[source, target] = scoring
-            fitted.record[f"{source}->{target}"] = {**scoring.as_json(), "tried": tried}
+            fitted.record[f"{source}->{target}"] = {**scoring.as_json(), **notes}
     used = {
         bank_name(family.query_way(*direction))
         for direction, scoring in fitted.by_direction.items()
@@ -133,7 +136,7 @@ def _direction(
     held: PairedTables,
     bank: np.ndarray,
     recipe: Recipe,
-) -> tuple[Scoring, list[dict[str, Any]]]:
+) -> tuple[Scoring, dict[str, Any]]:
     # Search of directed maps goes by contrast vectors where evaluation fuses both directions.
     score = "contrast" if sides.family.score == "fused" else None
     queries, gallery = sides.between(*direction, score=score)
@@ -145,7 +148,14 @@ def _direction(
     similarity, rows = best_results(queries, gallery, bias, HITS)
     matched = result_matches(rows, positives, gallery=len(gallery))
     calibration = fit_calibration(similarity.ravel(), matched.ravel(), gallery=len(gallery))
-    return Scoring(correction, calibration, bank), tried
+    # Of queries it was not fitted on.
+    probability = cross_fitted(similarity, matched, gallery=len(gallery)).ravel()
+    notes = {
+        "tried": tried,
+        "calibration_error": round(expected_calibration_error(probability, matched.ravel()), 6),
+        "reliability": [vars(found) for found in reliability(probability, matched.ravel())],
+    }
+    return Scoring(correction, calibration, bank), notes
 
 
 def best_results(

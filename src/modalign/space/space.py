@@ -669,4 +669,9 @@ def summary(space: Space) -> dict[str, Any]:
         "seconds": stage.run["seconds"],
         "steps": stage.record["steps"],
         "validation": stage.record["validation"],
+        "chosen": stage.record.get("chosen"),
+        "scoring": {
+            name: {"correction": entry["correction"], "error": entry["calibration_error"]}
+            for name, entry in stage.record.get("scoring", {}).items()
+        },
     }

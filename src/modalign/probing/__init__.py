@@ -1,0 +1,1 @@
+"""Probing: what encoders and pairs promise before anything is trained."""

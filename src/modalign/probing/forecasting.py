@@ -1,0 +1,198 @@
+"""Forecast: what recall more pairs would bring, from recall at fewer.
+
+Recall is followed on the scale of log odds over the logarithm of the pairs, where it is nearly
+a straight line that bends down: several curves are fitted to runs drawn anew, and the spread of
+what they say is the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from modalign.errors import DataError, UsageError
+
+RESAMPLES = 400
+# Recall is kept this far from 0 and 1, where log odds end.
+MARGIN = 1e-4
+# Of the gain per doubling, how much is left after each further doubling: from a curve that
+# goes on as it was to one that bends soon.
+BENDS = (1.0, 0.9, 0.8, 0.65)
+# What curves miss grows by this much of log odds for every doubling beyond the last size.
+DRIFT = 0.05
+LEAST_SIZES = 3
+MOST_DOUBLINGS = 20
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Recall at a number of pairs.
+
+    Attributes:
+        pairs: How many.
+        recall: In [0, 1].
+        interval_80: Where it is expected in four cases of five.
+    """
+
+    pairs: int
+    recall: float
+    interval_80: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves that were fitted to runs drawn anew.
+
+    Attributes:
+        largest: The most pairs that were measured.
+        start: Of each curve the log odds at `largest`, float64 [C].
+        gain: What the first doubling beyond it adds, float64 [C].
+        bend: What is left of the gain after each doubling, float64 [C].
+        drift: What each curve goes astray for every doubling, float64 [C].
+    """
+
+    largest: int
+    start: np.ndarray
+    gain: np.ndarray
+    bend: np.ndarray
+    drift: np.ndarray
+
+    def log_odds(self, pairs: float) -> np.ndarray:
+        """Return what the curves say of a number of pairs, float64 [C]."""
+        doublings = np.log2(pairs / self.largest)
+        if doublings <= 0:
+            steps = np.full(len(self.bend), doublings)
+        else:
+            same = np.isclose(self.bend, 1)
+            safe = np.where(same, 0.5, self.bend)
+            steps = np.where(same, doublings, (1 - safe**doublings) / (1 - safe))
+        found: np.ndarray = self.start + self.gain * steps + self.drift * max(doublings, 0.0)
+        return found
+
+    def at(self, pairs: int) -> Forecast:
+        """Return the forecast for a number of pairs."""
+        if pairs < 1:
+            raise UsageError(f"forecast: pairs is {pairs}, expected 1 or more")
+        low, middle, high = np.quantile(_share(self.log_odds(pairs)), (0.1, 0.5, 0.9))
+        return Forecast(pairs, float(middle), (float(low), float(high)))
+
+    def pairs_for(self, wanted: float) -> tuple[int | None, int | None, int | None]:
+        """Return the pairs needed for a recall: by the middle curve, the high, and the low end.
+
+        Args:
+            wanted: In (0, 1).
+
+        Returns:
+            Pairs; None where even a million times as many do not reach it.
+        """
+        if not 0 < wanted < 1:
+            raise UsageError(f"forecast: recall {wanted} is wanted, expected between 0 and 1")
+        ends: list[Callable[[Forecast], float]] = [
+            lambda found: found.recall,
+            lambda found: found.interval_80[1],
+            lambda found: found.interval_80[0],
+        ]
+        middle, best, worst = (self._first(wanted, end) for end in ends)
+        return middle, best, worst
+
+    def _first(self, wanted: float, end: Callable[[Forecast], float]) -> int | None:
+        low, high = -float(np.log2(self.largest)), float(MOST_DOUBLINGS)
+        if end(self.at(round(self.largest * 2**high))) < wanted:
+            return None
+        for _ in range(40):
+            middle = (low + high) / 2
+            reached = end(self.at(max(1, round(self.largest * 2**middle)))) >= wanted
+            low, high = (low, middle) if reached else (middle, high)
+        return round(self.largest * 2**high)
+
+
+def fit_curves(sizes: Sequence[int], recall: np.ndarray, *, queries: int, seed: int = 0) -> Curves:
+    """Fit curves to recall at nested numbers of pairs.
+
+    Args:
+        sizes: Pairs, rising, three at least.
+        recall: Of each size and repetition, float [sizes, repetitions], in [0, 1].
+        queries: That each recall was measured with: what chance alone moves it.
+        seed: Of what is drawn anew.
+
+    Raises:
+        DataError: There are fewer than three sizes, or they do not rise.
+        UsageError: The recall does not fit the sizes.
+    """
+    values = np.asarray(recall, np.float64)
+    if len(sizes) < LEAST_SIZES or any(a >= b for a, b in pairwise(sizes)):
+        raise DataError(
+            f"forecast: recall at {len(sizes)} sizes ({', '.join(map(str, sizes))}), expected "
+            f"{LEAST_SIZES} or more that rise; give more pairs"
+        )
+    if values.ndim != 2 or len(values) != len(sizes) or not np.isfinite(values).all():
+        raise UsageError(
+            f"forecast: recall {values.shape}, expected a finite one for each of {len(sizes)} "
+            "sizes and repetition"
+        )
+    rng = np.random.default_rng(seed)
+    doublings = np.log2(np.asarray(sizes) / sizes[-1])
+    parts = [_fitted(values, doublings, queries, rng) for _ in range(RESAMPLES)]
+    start, gain = np.array(parts).T
+    return Curves(
+        int(sizes[-1]),
+        start,
+        gain,
+        rng.choice(BENDS, RESAMPLES),
+        DRIFT * rng.standard_normal(RESAMPLES),
+    )
+
+
+def _fitted(
+    values: np.ndarray, doublings: np.ndarray, queries: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Draw repetitions and queries anew; return the log odds at the end and the slope there."""
+    drawn = values[:, rng.integers(0, values.shape[1], values.shape[1])].mean(1)
+    # Queries are the same at all sizes: chance moves the curve as a whole, and a little each.
+    noise = np.sqrt(np.maximum(drawn * (1 - drawn), 1 / queries) / queries)
+    drawn = drawn + noise * (0.7 * rng.standard_normal() + 0.5 * rng.standard_normal(len(drawn)))
+    odds = _log_odds(drawn)
+    # The last sizes say most of what comes.
+    weights = 2.0 ** (doublings / 2)
+    middle = np.average(doublings, weights=weights)
+    spread = np.average(np.square(doublings - middle), weights=weights)
+    together = np.average((doublings - middle) * odds, weights=weights)
+    slope = max(float(together / spread), 0.0)  # more pairs do not harm
+    start = float(np.average(odds, weights=weights) - slope * middle)
+    return start, slope
+
+
+def _log_odds(share: np.ndarray) -> np.ndarray:
+    kept = np.clip(share, MARGIN, 1 - MARGIN)
+    found: np.ndarray = np.log(kept / (1 - kept))
+    return found
+
+
+def _share(log_odds: np.ndarray) -> np.ndarray:
+    found: np.ndarray = 1 / (1 + np.exp(-np.clip(log_odds, -50, 50)))
+    return found
+
+
+def coverage(
+    sizes: Sequence[int], recall: np.ndarray, *, queries: int, seed: int = 0
+) -> list[tuple[int, float, Forecast]]:
+    """Leave the largest sizes out, one more at a time, and forecast them.
+
+    Args: see `fit_curves`.
+
+    Returns:
+        (pairs, the recall that was measured, its forecast) for every size left out, as long as
+        three remain.
+    """
+    found = []
+    for kept in range(LEAST_SIZES, len(sizes)):
+        curves = fit_curves(sizes[:kept], recall[:kept], queries=queries, seed=seed)
+        found += [
+            (size, float(np.mean(recall[place])), curves.at(size))
+            for place, size in enumerate(sizes)
+            if place >= kept
+        ]
+    return found
