@@ -312,7 +312,7 @@ class CombinedRecipe(Recipe):
     scoring: str = _option(
         "none", "Hub correction of similarities; chosen: on validation rows", CORRECTIONS
     )
-    bank_items: int = _option(4096, "Training queries kept for hub correction, at most")
+    bank_items: int = _option(1024, "Training queries kept for hub correction, at most")
     choose: bool = _option(
         False, "Choose members by rows held out of the training rows, within --budget"
     )
