@@ -12,10 +12,13 @@ from modalign import align, load_encoder, load_space, read_pairs
 from modalign.errors import UsageError
 from modalign.evaluation import retrieval_ranks
 from modalign.recipes import CombinedRecipe
+from modalign.report import write_report
+from modalign.report.spaces import measure
 from modalign.scoring import NoCorrection
 from modalign.space import Space
 from modalign.space.choosing import parted
 from modalign.space.combined import chosen_shares, mean_reciprocal_rank_both
+from modalign.space.encoded import encode_pairs
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
 from vector_spaces import contents, spec, write_world
@@ -249,6 +252,22 @@ def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
     assert names == {"cca", "residual", "mlp", "joined"}
     assert min(recall(space).values()) > 0.6
     assert not (tmp_path / "s" / "work").exists()
+    page = reported(space, world, tmp_path)
+    assert f'Kept: <span class="strong">{" + ".join(notes["kept"])}</span>' in page
+    assert "Networks trained" in page
+    for direction in ("image → text", "text → image"):
+        assert f"{direction}: on the line, what is said is what is seen." in page
+
+
+def reported(space: Space, world: Path, folder: Path) -> str:
+    """The page about a space."""
+    pairs = read_pairs(
+        world / "pairs.csv", ["image", "text"], reads={"image": "key", "text": "key"}
+    )
+    encoders = {name: space.encoder(name) for name in pairs.modalities}
+    encoded = encode_pairs(space.as_trained(pairs), encoders, cache=folder / "features")
+    path, _ = write_report(folder / "report", measure(space, encoded).report())
+    return path.read_text(encoding="utf-8")
 
 
 def test_a_budget_too_small_gives_the_closed_form_and_says_so(world, tmp_path):
@@ -258,6 +277,7 @@ def test_a_budget_too_small_gives_the_closed_form_and_says_so(world, tmp_path):
     assert record["recipe"]["members"] == "cca"
     assert record["steps"] == 0
     assert "too few to train networks; the closed form was taken" in record["chosen"]["budget_note"]
+    assert "too few to train networks" in reported(space, world, tmp_path)
 
 
 def test_unknown_parts_are_refused():

@@ -74,7 +74,8 @@ def probe(pairs: Path, as_json: bool, **options: Any) -> None:
 def forecast(pairs: Path, wanted: float | None, count: int, as_json: bool, **options: Any) -> None:
     """Say what more pairs would bring, before anyone collects them.
 
-    Recall now, at twice and at ten times the pairs, and what a wanted recall would take. PAIRS is what align takes, of two modalities. A closed form is fitted to nested parts of the
+    Recall now, at twice and at ten times the pairs, and what a wanted recall would take.
+    PAIRS is what align takes, of two modalities. A closed form is fitted to nested parts of the
     training rows; curves through its recall are drawn on, with an interval that should hold four
     times in five. It speaks of recipe closed-form, measured on the rows held out.
     """
