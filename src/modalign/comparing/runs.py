@@ -205,7 +205,7 @@ class Runs:
         sweep(work)
         label = f"{variant.name}, seed {seed}"
         begin = time.perf_counter()
-        chosen, _ = aligning.with_members(
+        chosen = aligning.with_members(
             replace(job, recipe=recipe, seed=seed),
             self.encoded,
             self.encoders,

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Job:
         skip_errors: Leave broken items out.
         progress: Told of long work.
         checkpoint_seconds: Time between the checkpoints of training.
+        chosen: What was tried where members were chosen; goes into the stage's record.
+        spent: Seconds that went before the stage's training, by part.
     """
 
     recipe: Recipe
@@ -78,6 +80,8 @@ class Job:
     skip_errors: bool = False
     progress: Progress = no_progress
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     def encode(self, pairs: Pairs, encoders: Mapping[str, Encoder]) -> EncodedPairs:
         """Encode what the cache lacks."""
@@ -127,19 +131,20 @@ def align(pairs: Pairs, encoders: Mapping[str, Encoder], *, out: Path, job: Job)
         check_new(out)
         encoded = job.encode(pairs, encoders)
         brought = {name: encoders[name] for name in encoded.pairs.modalities}
-        job, chosen = with_members(job, encoded, brought, work=out / WORK_FOLDER / "choose")
+        job = with_members(job, encoded, brought, work=out / WORK_FOLDER / "choose")
         family = new_family(job.recipe, device=job.device)
-        make_stage(out, family, encoded, brought, job=job, chosen=chosen)
+        make_stage(out, family, encoded, brought, job=job)
     return encoded
 
 
 def with_members(
     job: Job, encoded: EncodedPairs, encoders: Mapping[str, Encoder], *, work: Path
-) -> tuple[Job, dict[str, Any]]:
-    """Choose the members where the recipe asks for it; return what to train, and what was tried."""
+) -> Job:
+    """Choose the members where the recipe asks for it; return what to train, and how it came."""
     recipe = job.recipe
     if not (isinstance(recipe, CombinedRecipe) and recipe.choose):
-        return job, {}
+        return job
+    begin = time.perf_counter()
     first, second = encoders
     chosen = choose(
         recipe,
@@ -151,7 +156,8 @@ def with_members(
         progress=job.progress,
         checkpoint_seconds=job.checkpoint_seconds,
     )
-    return replace(job, recipe=chosen.recipe), {"chosen": chosen.notes}
+    spent = {"choose": round(time.perf_counter() - begin, 3)}
+    return replace(job, recipe=chosen.recipe, chosen={"chosen": chosen.notes}, spent=spent)
 
 
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
@@ -225,7 +231,6 @@ def make_stage(
     job: Job,
     anchor: str | None = None,
     parents: Sequence[Mapping[str, str]] = (),
-    chosen: Mapping[str, Any] | None = None,
 ) -> None:
     """Grow a family by a stage, train it, and write it."""
     brought = {name: encoder for name, encoder in encoders.items() if name != anchor}
@@ -259,10 +264,10 @@ def make_stage(
         "best_step": result.best_step,
         **settled,
         "scoring": scoring.record,
-        **(chosen or {}),
+        **job.chosen,
     }
-    evaluated = {"evaluate": round(time.perf_counter() - begin, 3)}
-    notes = run_notes(encoded, result, evaluated)
+    spent = {**job.spent, "evaluate": round(time.perf_counter() - begin, 3)}
+    notes = run_notes(encoded, result, spent)
     clear(work)
     write_stage(
         space,
