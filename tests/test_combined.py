@@ -17,10 +17,10 @@ from modalign.report.spaces import measure
 from modalign.scoring import NoCorrection
 from modalign.space import Space
 from modalign.space.choosing import parted
-from modalign.space.combined import chosen_shares, mean_reciprocal_rank_both
 from modalign.space.encoded import encode_pairs
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
+from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both
 from vector_spaces import contents, spec, write_world
 
 SMALL = CombinedRecipe(
@@ -64,6 +64,52 @@ def test_each_member_alone_makes_a_space_that_finds(world, tmp_path, member):
     steps = space.stages[0].record["steps"]
     assert steps == (60 if member in ("residual", "mlp") else 0)
     assert (space.stages[0].trainable_parameters > 0) == (steps > 0)
+
+
+LOSSES = {
+    "sigmoid": {"loss": "sigmoid"},
+    "distribution": {"loss": "distribution"},
+    "mixup": {"mixup": 1.0},
+    "neighbourhood": {"neighbourhood_weight": 5.0},
+    "uniformity": {"uniformity_weight": 0.1, "alignment_weight": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_trains_both_stages_to_a_space_that_finds(world, tmp_path, name):
+    recipe = SMALL.changed({"members": "mlp", "min_steps": 100, **LOSSES[name]})
+    space = made(world, tmp_path / "s", recipe)
+    assert min(recall(space).values()) > 0.4
+    plain = made(world, tmp_path / "plain", recipe.changed({k: DEFAULTS[k] for k in LOSSES[name]}))
+    features = np.load(world / "image.npz")["vectors"][:9]
+    assert not np.allclose(
+        space.embed_features("image", features), plain.embed_features("image", features)
+    )
+    pairs = read_pairs(
+        world / "pairs.csv", ["audio", "text"], reads={"audio": "key", "text": "key"}
+    )
+    space.add(pairs, load_encoder(spec(world, "audio"), modality="audio"), cache=tmp_path / "f")
+    assert space.stages[1].record["steps"] == 100
+    assert min(recall(space).values()) > 0.4
+
+
+DEFAULTS = CombinedRecipe().as_json()
+
+
+def test_a_broken_off_run_with_mixed_pairs_ends_with_the_same_bits(world, tmp_path):
+    recipe = SMALL.changed({"members": "mlp", "mixup": 0.5, "loss": "sigmoid"})
+    whole = made(world, tmp_path / "a", recipe)
+    with pytest.raises(Stop):
+        made(
+            world,
+            tmp_path / "b",
+            recipe,
+            checkpoint_seconds=0.0,
+            progress=stopping_at(30),
+        )
+    resumed = made(world, tmp_path / "b", recipe)
+    weights = [next((space.folder / "stages").rglob("*.safetensors")) for space in (whole, resumed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_members_lie_side_by_side_by_their_shares(world, tmp_path):

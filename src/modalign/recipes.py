@@ -277,6 +277,7 @@ class AltMoERecipe(Recipe):
 CLOSED_FORM_NAMES = ("cca", "ridge", "procrustes", "subspace")
 MEMBER_NAMES = (*CLOSED_FORM_NAMES, "residual", "mlp")
 CORRECTIONS = ("chosen", "none", "csls", "inverted-softmax")
+PAIR_LOSSES = ("info-nce", "sigmoid", "distribution")
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,24 @@ class CombinedRecipe(Recipe):
         0.0, "Canonical directions count by their correlation to this; 0: chosen likewise"
     )
     hidden: int = _option(1024, "Inner width of a network")
+    loss: str = _option(
+        "info-nce",
+        "Of networks: a softmax over the batch, a sigmoid for each pair, or matching the "
+        "distribution of a row's similarities",
+        PAIR_LOSSES,
+    )
+    mixup: float = _option(
+        0.0, "Mix the features of two pairs, by a share drawn from Beta(this, this); 0: do not"
+    )
+    neighbourhood_weight: float = _option(
+        0.0, "Weight of the loss of features' neighbourhoods among the vectors"
+    )
+    uniformity_weight: float = _option(
+        0.0, "Weight of the term that spreads vectors out, in a modality and across"
+    )
+    alignment_weight: float = _option(
+        0.0, "Weight of the squared distance of vectors that belong together"
+    )
     scoring: str = _option(
         "none", "Hub correction of similarities; chosen: on validation rows", CORRECTIONS
     )
@@ -327,6 +346,10 @@ class CombinedRecipe(Recipe):
             "regularisation",
             "power",
             "budget",
+            "mixup",
+            "neighbourhood_weight",
+            "uniformity_weight",
+            "alignment_weight",
         ):
             check_at_least(name, getattr(self, name), 0)
         if not self.member_names:
@@ -335,6 +358,7 @@ class CombinedRecipe(Recipe):
             check_known(name, MEMBER_NAMES, what="member")
         check_known(self.start, CLOSED_FORM_NAMES, what="closed form")
         check_known(self.scoring, CORRECTIONS, what="scoring")
+        check_known(self.loss, PAIR_LOSSES, what="loss")
 
     @property
     def member_names(self) -> list[str]:

@@ -171,15 +171,16 @@ class CombinedConnectors(nn.Module):
     """The members of every modality, and their shares.
 
     Args:
-        count: Members.
+        widths: D of each member.
         first: The first stage's entrance.
     """
 
     shares: Tensor
 
-    def __init__(self, count: int, first: Entrance) -> None:
+    def __init__(self, widths: Sequence[int], first: Entrance) -> None:
         super().__init__()
-        self.register_buffer("shares", torch.full((count,), count**-0.5))
+        self.widths = list(widths)
+        self.register_buffer("shares", torch.full((len(widths),), len(widths) ** -0.5))
         self.entrances = nn.ModuleList([first])
 
     def of(self, modality: str) -> ModalityMembers:

@@ -20,8 +20,9 @@ from modalign.connectors.members import TRAINED
 from modalign.encoders.contract import canonical_json
 from modalign.evaluation import bootstrap_interval, retrieval_ranks
 from modalign.recipes import CombinedRecipe
-from modalign.space.combined import CombinedSpace, FirstMembers
+from modalign.space.combined import CombinedSpace
 from modalign.space.families import Growth
+from modalign.space.joining import FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.storage import read_json, sweep, write_json
 from modalign.training import fit

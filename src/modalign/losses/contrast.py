@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors."""
+"""Contrast: InfoNCE with many positives, in one pass, and against a frozen bank."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modalign.errors import ShapeError, UsageError, check_known
+from modalign.errors import ShapeError, UsageError
 
 # Columns of a frozen bank looked at together: bounds the memory of a step.
 BANK_BLOCK = 16384
+# Largest spread of logits, 2 / temperature, whose exponentials float32 holds without a maximum
+# taken off first: exp(-80) is 2e-35.
+PLAIN_SPREAD = 80.0
 
 
 def info_nce(u: Tensor, v: Tensor, positives: Tensor, temperature: Tensor | float) -> Tensor:
@@ -39,6 +42,21 @@ def info_nce(u: Tensor, v: Tensor, positives: Tensor, temperature: Tensor | floa
     Source: van den Oord et al. 2018, arXiv:1807.03748; symmetric as in Radford et al. 2021,
     arXiv:2103.00020, figure 3. Differs: many positives; with one a row it is the same.
     """
+    check_positives(u, v, positives)
+    divisor = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    if 2 / float(divisor) <= PLAIN_SPREAD:
+        return one_pass_info_nce(u, v, positives, temperature)
+    logits = (u @ v.T).float() / temperature
+    return (_rows_loss(logits, positives) + _rows_loss(logits.T, positives.T)) / 2
+
+
+def check_positives(u: Tensor, v: Tensor, positives: Tensor) -> None:
+    """Raise unless the positives fit both sides, and each row and column has one.
+
+    Raises:
+        ShapeError: The shapes do not fit.
+        UsageError: A row or a column has no positive.
+    """
     if positives.shape != (len(u), len(v)):
         raise ShapeError(
             f"positives are {tuple(positives.shape)}, expected ({len(u)}, {len(v)}), the rows of "
@@ -46,8 +64,31 @@ def info_nce(u: Tensor, v: Tensor, positives: Tensor, temperature: Tensor | floa
         )
     if not (bool(positives.any(0).all()) and bool(positives.any(1).all())):
         raise UsageError("a row or a column of the batch has no positive, expected at least one")
-    logits = (u @ v.T).float() / temperature
-    return (_rows_loss(logits, positives) + _rows_loss(logits.T, positives.T)) / 2
+
+
+def one_pass_info_nce(
+    u: Tensor, v: Tensor, positives: Tensor, temperature: Tensor | float
+) -> Tensor:
+    """Return `info_nce` with one exponential a pair of vectors, for both directions at once.
+
+    A cosine is at most 1, so exp((u.v - 1) / t) needs no maximum of its row; rows and columns
+    are sums of the same matrix, and the gradient is that matrix scaled. Where 2 / t is above
+    `PLAIN_SPREAD` the smallest would vanish: `info_nce` takes the usual path there.
+
+    Args:
+        u: Unit vectors, float [B, D].
+        v: Unit vectors, float [B', D].
+        positives: bool [B, B'], one at least in every row and column.
+        temperature: Divisor of similarity, >= 2 / `PLAIN_SPREAD`.
+
+    Returns:
+        A scalar.
+
+    Source: as `info_nce`; one exponential for both softmaxes is ours.
+    """
+    given = torch.as_tensor(temperature, dtype=torch.float32, device=u.device)
+    loss: Tensor = _OnePassInfoNCE.apply(u, v, positives, given)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def directed_info_nce(
@@ -74,42 +115,6 @@ def _rows_loss(logits: Tensor, positives: Tensor) -> Tensor:
     negatives = logits.masked_fill(positives, lowest).logsumexp(1, keepdim=True)
     each = F.softplus(negatives - logits).masked_fill(~positives, 0.0)
     return (each.sum(1) / positives.sum(1)).mean()
-
-
-def prediction_loss(predicted: Tensor, wanted: Tensor, *, kind: str, reduction: str) -> Tensor:
-    """Return how far predicted features are from the true ones.
-
-    "l2" is the squared difference, "smooth-l1" that of `torch.nn.functional.smooth_l1_loss`
-    (half the square below 1, the difference less a half above), "cosine" 1 - cosine.
-
-    Args:
-        predicted: float [B, D].
-        wanted: float [B, D].
-        kind: "l2", "smooth-l1" or "cosine".
-        reduction: Over the D of a row: "mean" or "sum"; a cosine has none. Over rows always
-            the mean.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ShapeError: The shapes differ.
-        UsageError: `kind` or `reduction` is unknown.
-
-    Source: arXiv:2409.05929, equation 9 (squared L2); its code has smooth L1 and the mean.
-    """
-    check_known(kind, ["l2", "smooth-l1", "cosine"], what="prediction loss")
-    check_known(reduction, ["mean", "sum"], what="reduction")
-    if predicted.shape != wanted.shape:
-        raise ShapeError(
-            f"predicted {tuple(predicted.shape)} and wanted {tuple(wanted.shape)} differ, "
-            "expected one shape [B, D]"
-        )
-    if kind == "cosine":
-        return 1 - F.cosine_similarity(predicted.float(), wanted.float(), dim=-1).mean()
-    distance = F.mse_loss if kind == "l2" else F.smooth_l1_loss
-    each = distance(predicted.float(), wanted.float(), reduction="none")
-    return (each.mean(-1) if reduction == "mean" else each.sum(-1)).mean()
 
 
 def bank_info_nce(
@@ -148,6 +153,54 @@ def bank_info_nce(
         u, bank, rows, columns, temperature, block
     )
     return loss
+
+
+class _OnePassInfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, v: Tensor, positives: Tensor, temperature: Tensor) -> Tensor:
+        kept = torch.promote_types(u.dtype, torch.float32)
+        scale = 1.0 / temperature.to(kept)
+        similarity = (u @ v.T).to(kept)
+        rows, columns = positives.nonzero(as_tuple=True)
+        logits = (similarity[rows, columns] - 1.0) * scale
+        # Exponentials of the negatives; from here on the matrix is worked on in place.
+        pull = similarity.sub_(1.0).mul_(scale).exp_()
+        pull[rows, columns] = 0.0
+        there, row_push, row_pull = _half(pull.sum(1), rows, logits)
+        back, column_push, column_pull = _half(pull.sum(0), columns, logits)
+        # d loss / d logit of every pair: negatives pull, positives push.
+        pull.mul_(row_pull.unsqueeze(1).add(column_pull.unsqueeze(0)))
+        pull[rows, columns] = -(row_push + column_push)
+        ctx.save_for_backward(u, v, pull.mul_(scale / 2), scale)
+        return (there + back) / 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, v, pull, scale = ctx.saved_tensors
+        pull = pull.to(u.dtype)
+        to_u = pull @ v
+        to_v = pull.T @ u
+        # A logit is u.v / t: its derivative by t is -u.v / t^2.
+        to_temperature = -(u * to_u).sum().to(scale.dtype) * scale
+        return grads[0] * to_u, grads[0] * to_v, None, grads[0] * to_temperature
+
+
+def _half(negatives: Tensor, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one direction's loss, what pushes each positive, and what scales a row's pulls.
+
+    Args:
+        negatives: Sum of the exponentials of each row's negatives, [B].
+        rows: Row of each positive, int64 [P].
+        logits: Of each positive, [P].
+    """
+    share = 1.0 / torch.bincount(rows, minlength=len(negatives))[rows].to(logits.dtype)
+    share /= len(negatives)
+    # A row without negatives: log 0 is -inf, of which softplus and sigmoid are 0.
+    excess = negatives.log()[rows] - logits
+    push = share * torch.sigmoid(excess)
+    pull = torch.zeros_like(negatives).index_add_(0, rows, push)
+    scaled = torch.where(negatives > 0, pull / negatives.clamp_min(1e-38), 0.0)
+    return (share * F.softplus(excess)).sum(), push, scaled
 
 
 class _BankInfoNCE(torch.autograd.Function):
