@@ -31,6 +31,9 @@ BUILTIN = ["--encoder", "image=builtin:pixels", "--encoder", "text=builtin:ngram
 FIELDS = {item.name: item for item in dataclasses.fields(OneEncoderRecipe)}
 
 
+HIT_KEYS = {"id", "modality", "gallery", "similarity", "probability", "value"}
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the command line in this process; return its status, stdout and stderr."""
@@ -239,7 +242,7 @@ def test_search_prints_hits_the_most_similar_first(made: dict[str, Any], printed
     shown = printed("search", made["space"], made["gallery"], "--text", "t11", "-k", "4")
     assert (shown["from"], shown["to"]) == ("text", "image")
     assert len(shown["hits"]) == 4
-    assert all(hit.keys() == {"id", "similarity", "probability", "value"} for hit in shown["hits"])
+    assert all(hit.keys() == HIT_KEYS for hit in shown["hits"])
     similarity = [hit["similarity"] for hit in shown["hits"]]
     assert similarity == sorted(similarity, reverse=True)
     assert "i11" in [hit["id"] for hit in shown["hits"]]

@@ -187,15 +187,15 @@ def test_a_stage_keeps_what_corrects_its_directions(scored: Space):
     record = scored.stages[0].record["scoring"]
     assert set(record) == {"image->text", "text->image"}
     for entry in record.values():
-        assert entry["correction"] == {"name": "csls", "k": 10}
+        assert entry["correction"] == {"name": "csls", "k": 10, "centred": False}
         assert entry["bank"] == 100
         assert entry["calibration"]["results"] == 400
         assert 0 <= entry["calibration_error"] < 0.2
         assert sum(found["count"] for found in entry["reliability"]) == 400
     loaded = load_space(scored.folder)
     mine, theirs = (s.family.scoring["text", "image"] for s in (scored, loaded))
-    assert mine.bank.dtype == np.float16
-    assert mine.bank.tobytes() == theirs.bank.tobytes()
+    assert mine.bank.queries.dtype == np.float16
+    assert mine.bank.queries.tobytes() == theirs.bank.queries.tobytes()
     assert mine.calibration == theirs.calibration
 
 
@@ -211,7 +211,7 @@ def test_search_ranks_by_corrected_similarity_and_says_how_probable(world, score
     scoring = scored.family.scoring["text", "image"]
     vectors = np.asarray(gallery.vectors, np.float32)
     similarity = queries @ vectors.T
-    corrected = similarity - scoring.bias(vectors)
+    corrected = scoring.applied(queries, vectors).similarity()
     assert len(gallery) > RERANKED
     np.testing.assert_array_equal(hits.rows, np.argsort(-corrected, axis=1)[:, :5])
     np.testing.assert_allclose(
@@ -219,6 +219,40 @@ def test_search_ranks_by_corrected_similarity_and_says_how_probable(world, score
     )
     assert hits.probability.shape == (2, 5)
     assert (np.diff(hits.probability, axis=1) <= 1e-6).all()
+
+
+def test_several_galleries_are_ranked_by_one_probability(world, tmp_path):
+    space = made(world, tmp_path / "s", SMALL.changed({"members": "cca", "scoring": "chosen"}))
+    pairs = read_pairs(
+        world / "pairs.csv", ["audio", "text"], reads={"audio": "key", "text": "key"}
+    )
+    space.add(pairs, load_encoder(spec(world, "audio"), modality="audio"), cache=tmp_path / "f")
+    galleries = []
+    for name in ("image", "audio"):
+        items = read_pairs(world / "pairs.csv", [name, "text"], reads={name: "key", "text": "key"})
+        made_now, _ = space.embed_items(
+            items.items[name], out=tmp_path / name, cache=tmp_path / "f"
+        )
+        galleries.append(made_now)
+    texts = [f"t{number}" for number in range(0, 400, 8)]
+    found, mixed = space.search_mixed(galleries, texts, modality="text", k=6)
+    for query, best in enumerate(mixed):
+        assert len(best) == 6
+        everything = np.concatenate([hits.probability[query] for hits in found])
+        np.testing.assert_allclose(
+            [hit.probability for hit in best], np.sort(everything)[::-1][:6], atol=1e-6
+        )
+    # Each text's picture and its sound are both found near the top: neither modality hides one.
+    tops = [
+        {found[hit.gallery].ids[query][hit.place] for hit in best}
+        for query, best in enumerate(mixed)
+    ]
+    for letter in "ia":
+        assert (
+            np.mean([f"{letter}{t[1:]}" in top for t, top in zip(texts, tops, strict=True)]) > 0.7
+        )
+    with pytest.raises(UsageError, match="image and audio had no pairs in training"):
+        space.search_mixed(galleries[1:], ["i3"], modality="image")
 
 
 def test_evaluation_goes_by_corrected_similarity(world, scored, tmp_path):

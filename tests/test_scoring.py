@@ -11,9 +11,12 @@ from modalign.errors import DataError, ShapeError, UsageError
 from modalign.evaluation import retrieval_ranks
 from modalign.scoring import (
     CANDIDATES,
+    Bank,
     Calibration,
+    Centring,
     Correction,
     Csls,
+    InverseConvolution,
     InvertedSoftmax,
     NoCorrection,
     choose_correction,
@@ -22,7 +25,6 @@ from modalign.scoring import (
     expected_calibration_error,
     fit_calibration,
     reliability,
-    rerank,
     result_matches,
     threshold,
 )
@@ -44,39 +46,89 @@ def vectors(rows: int, *, seed: int, width: int = 8) -> np.ndarray:
 def test_csls_takes_off_half_the_mean_of_the_closest_queries():
     gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
     slow = [np.mean(sorted(cosine(g, q) for q in bank)[-4:]) / 2 for g in gallery]
-    np.testing.assert_allclose(Csls(4).bias(gallery, bank), slow, atol=1e-6)
+    np.testing.assert_allclose(Csls(k=4).bias(gallery, bank), slow, atol=1e-6)
 
 
 def test_inverted_softmax_takes_off_a_log_of_shares():
     gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
     slow = [0.2 * math.log(np.mean([math.exp(cosine(g, q) / 0.2) for q in bank])) for g in gallery]
-    np.testing.assert_allclose(InvertedSoftmax(0.2).bias(gallery, bank), slow, atol=1e-6)
+    np.testing.assert_allclose(
+        InvertedSoftmax(temperature=0.2).bias(gallery, bank), slow, atol=1e-6
+    )
 
 
 def test_a_temperature_near_nothing_takes_off_the_closest_query_and_does_not_overflow():
     gallery, bank = vectors(6, seed=0), vectors(9, seed=1)
     closest = [max(cosine(g, q) for q in bank) for g in gallery]
-    np.testing.assert_allclose(InvertedSoftmax(1e-4).bias(gallery, bank), closest, atol=1e-3)
+    np.testing.assert_allclose(
+        InvertedSoftmax(temperature=1e-4).bias(gallery, bank), closest, atol=1e-3
+    )
+
+
+def test_inverse_convolution_moves_an_item_away_from_its_closest_queries():
+    gallery, asked = vectors(6, seed=0), vectors(9, seed=1)
+    found = InverseConvolution(k=4, share=0.3).applied(vectors(2, seed=2), gallery, Bank(asked))
+    for g, moved in zip(gallery, found.gallery, strict=True):
+        closest = sorted(asked, key=lambda q: cosine(g, q))[-4:]
+        weights = np.maximum([cosine(g, q) for q in closest], 0)
+        mean = sum(w * q / np.linalg.norm(q) for w, q in zip(weights, closest, strict=True))
+        slow = g / np.linalg.norm(g) - 0.3 * mean / max(weights.sum(), 1e-12)
+        np.testing.assert_allclose(moved, slow, atol=1e-5)
+    assert not found.bias.any()
+
+
+def test_centring_takes_the_mean_of_its_side_off():
+    queries, gallery, asked = (vectors(5, seed=seed) for seed in range(3))
+    center = vectors(1, seed=3)[0] / 50
+    found = Centring().applied(queries, gallery, Bank(asked, center))
+    middle = np.mean([q / np.linalg.norm(q) for q in asked], axis=0)
+    for i, q in enumerate(queries):
+        for j, g in enumerate(gallery):
+            slow = cosine(q / np.linalg.norm(q) - middle, g / np.linalg.norm(g) - center)
+            assert found.similarity()[i, j] == pytest.approx(slow, abs=1e-5)
+
+
+def test_a_centred_correction_takes_its_bias_from_centred_sides():
+    queries, gallery, asked = (vectors(5, seed=seed) for seed in range(3))
+    bank = Bank(asked, vectors(1, seed=3)[0] / 50)
+    found = InvertedSoftmax(temperature=0.2, centred=True).applied(queries, gallery, bank)
+    centred = Centring().applied(queries, gallery, bank)
+    middle = np.mean([q / np.linalg.norm(q) for q in asked], axis=0)
+    shifted = np.stack([q / np.linalg.norm(q) - middle for q in asked])
+    slow = InvertedSoftmax(temperature=0.2).bias(centred.gallery, shifted)
+    np.testing.assert_allclose(found.bias, slow, atol=1e-6)
+
+
+def test_centring_without_a_center_is_refused():
+    with pytest.raises(UsageError, match="centring: the bank has no center"):
+        Centring().applied(*(vectors(2, seed=0),) * 2, Bank(vectors(3, seed=1)))
 
 
 @pytest.mark.parametrize("correction", CANDIDATES)
-def test_the_bias_of_an_item_depends_on_no_other_item(correction: Correction, monkeypatch):
+def test_what_an_item_is_compared_by_depends_on_no_other_item(correction: Correction, monkeypatch):
     monkeypatch.setattr("modalign.scoring.hubs.BLOCK", 40)
-    gallery, bank = vectors(30, seed=0), vectors(12, seed=1)
-    whole = correction.bias(gallery, bank)
-    parts = [correction.bias(gallery[row : row + 1], bank)[0] for row in range(30)]
-    np.testing.assert_allclose(whole, parts, atol=1e-6)
+    queries, gallery = vectors(3, seed=2), vectors(30, seed=0)
+    before = gallery.tobytes()
+    bank = Bank(vectors(12, seed=1), vectors(1, seed=3)[0] / 50)
+    whole = correction.applied(queries, gallery, bank).similarity()
+    for row in range(30):
+        alone = correction.applied(queries, gallery[row : row + 1], bank).similarity()
+        np.testing.assert_allclose(whole[:, row : row + 1], alone, atol=1e-6)
+    assert gallery.tobytes() == before
 
 
 @pytest.mark.parametrize("correction", CANDIDATES)
-def test_without_a_bank_nothing_is_taken_off(correction: Correction):
-    found = correction.bias(vectors(4, seed=0), np.zeros((0, 8), np.float16))
-    assert found.tolist() == [0, 0, 0, 0]
+def test_without_a_bank_both_sides_stay(correction: Correction):
+    queries, gallery = vectors(3, seed=1), vectors(4, seed=0)
+    found = correction.applied(queries, gallery, Bank.empty(8))
+    assert found.queries is queries
+    assert found.gallery is gallery
+    assert found.bias.tolist() == [0, 0, 0, 0]
 
 
 def test_a_bank_smaller_than_k_is_taken_whole():
     gallery, bank = vectors(5, seed=0), vectors(3, seed=1)
-    np.testing.assert_allclose(Csls(10).bias(gallery, bank), Csls(3).bias(gallery, bank))
+    np.testing.assert_allclose(Csls(k=10).bias(gallery, bank), Csls(k=3).bias(gallery, bank))
 
 
 def test_a_bank_of_another_width_is_refused():
@@ -84,28 +136,31 @@ def test_a_bank_of_another_width_is_refused():
         Csls().bias(vectors(2, seed=0), np.ones((2, 5)))
 
 
-@pytest.mark.parametrize("correction", [*CANDIDATES, Csls(3)])
+@pytest.mark.parametrize("correction", [*CANDIDATES, Csls(k=3)])
 def test_a_correction_comes_back_from_json(correction: Correction):
     assert correction_from_json(correction.as_json()) == correction
 
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(UsageError, match="csls: k is 0, expected 1 or more"):
-        Csls(0)
+        Csls(k=0)
     with pytest.raises(UsageError, match=r"temperature is 0\.0, expected more than 0"):
-        InvertedSoftmax(0.0)
+        InvertedSoftmax(temperature=0.0)
+    with pytest.raises(UsageError, match="k is 5 and share 0, expected"):
+        InverseConvolution(k=5, share=0)
     with pytest.raises(UsageError, match="hub correction"):
         correction_from_json({"name": "magic"})
 
 
-def hubs(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def hubs(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Bank]:
     """Queries, gallery, pairs and bank: the gallery's last ten items are close to every query."""
     rng = np.random.default_rng(seed)
     shared = 2.0 * np.ones(16)
     items = rng.standard_normal((100, 16))
     gallery = np.concatenate([items, shared + 0.3 * rng.standard_normal((10, 16))])
     queries = items + 0.9 * rng.standard_normal((100, 16)) + shared / 2
-    bank = rng.standard_normal((300, 16)) + shared / 2
+    asked = rng.standard_normal((300, 16)) + shared / 2
+    bank = Bank(asked, np.zeros(16, np.float32))
     return queries, gallery, np.stack([np.arange(100)] * 2, axis=1), bank
 
 
@@ -113,8 +168,9 @@ def test_correction_takes_hubs_out_of_the_way():
     queries, gallery, pairs, bank = hubs(0)
     before = np.mean(retrieval_ranks(queries, gallery, pairs) == 1)
     chosen, tried = choose_correction(queries, gallery, pairs, bank)
-    after = np.mean(retrieval_ranks(queries, gallery, pairs, bias=chosen.bias(gallery, bank)) == 1)
-    assert not isinstance(chosen, NoCorrection)
+    sides = chosen.applied(queries, gallery, bank)
+    after = np.mean(retrieval_ranks(sides.queries, sides.gallery, pairs, bias=sides.bias) == 1)
+    assert type(chosen) is not NoCorrection
     assert after > before + 0.2
     assert [entry["name"] for entry in tried] == [c.name for c in CANDIDATES]
     assert max(entry["recall_at_1"] for entry in tried) == pytest.approx(after)
@@ -123,21 +179,9 @@ def test_correction_takes_hubs_out_of_the_way():
 def test_where_nothing_helps_nothing_is_chosen():
     # Every query is its item: all corrections leave recall at 1.
     items = np.eye(12)
-    chosen, _ = choose_correction(items, items, np.stack([np.arange(12)] * 2, 1), items[:5])
+    bank = Bank(items[:5], np.zeros(12, np.float32))
+    chosen, _ = choose_correction(items, items, np.stack([np.arange(12)] * 2, 1), bank)
     assert chosen == NoCorrection()
-
-
-def test_sorting_all_results_anew_is_the_full_correction():
-    queries, gallery, _, bank = hubs(1)
-    bias = Csls().bias(gallery, bank)
-    q = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    g = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
-    similarity = q @ g.T
-    full = np.argsort(-(similarity - bias), axis=1)[:, :7]
-    rows = np.argsort(-similarity, axis=1)  # as an index returns them
-    order, corrected = rerank(np.take_along_axis(similarity, rows, 1), bias[rows], 7)
-    np.testing.assert_array_equal(np.take_along_axis(rows, order, 1), full)
-    assert (np.diff(corrected, axis=1) <= 0).all()
 
 
 # Probabilities
@@ -219,6 +263,25 @@ def test_cross_fitted_probabilities_come_from_other_queries():
     np.testing.assert_allclose(found[0::2], odd.probability(similarity[0::2]))
     np.testing.assert_allclose(found[1::2], even.probability(similarity[1::2]))
     assert np.isfinite(cross_fitted(similarity[:1], matched[:1], gallery=9)).all()
+
+
+def test_in_a_larger_gallery_matches_are_rarer():
+    rng = np.random.default_rng(0)
+
+    def searched(gallery: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ten best of a gallery with one match, for each of 4,000 queries."""
+        match = 0.5 + 0.15 * rng.standard_normal(4000)
+        strangers = 0.15 * rng.standard_normal((4000, gallery - 1))
+        both = np.concatenate([match[:, None], np.sort(strangers, axis=1)[:, -10:]], axis=1)
+        order = np.argsort(-both, axis=1)[:, :10]
+        return np.take_along_axis(both, order, 1).ravel(), (order == 0).ravel()
+
+    fitted = fit_calibration(*searched(100), gallery=100)
+    similarity, matched = searched(1600)
+    shifted = fitted.probability(similarity, gallery=1600)
+    as_it_was = fitted.probability(similarity)
+    assert expected_calibration_error(shifted, matched) < 0.04
+    assert expected_calibration_error(as_it_was, matched) > 0.2
 
 
 def test_a_calibration_comes_back_from_json():

@@ -276,7 +276,14 @@ class AltMoERecipe(Recipe):
 
 CLOSED_FORM_NAMES = ("cca", "ridge", "procrustes", "subspace")
 MEMBER_NAMES = (*CLOSED_FORM_NAMES, "residual", "mlp")
-CORRECTIONS = ("chosen", "none", "csls", "inverted-softmax")
+CORRECTIONS = (
+    "chosen",
+    "none",
+    "centring",
+    "csls",
+    "inverted-softmax",
+    "inverse-convolution",
+)
 PAIR_LOSSES = ("info-nce", "sigmoid", "distribution")
 
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "attach": ("attaching", "Search a store that is there by another modality; it is only read."),
     "encode": ("making", "Encode items into the feature cache, and do no more."),
     "embed": ("using", "Embed items into a gallery."),
-    "search": ("using", "Search a gallery by text, picture, sound or clip."),
+    "search": ("using", "Search galleries by text, picture, sound or clip."),
     "evaluate": ("using", "Measure retrieval on held-out pairs."),
     "compare": ("comparing", "Compare recipes and options on the same features, side by side."),
     "verify": ("using", "Prove that no stage and no gallery changed by one bit."),

@@ -26,7 +26,7 @@ from modalign.errors import UsageError
 from modalign.recipes import SCORES
 
 if TYPE_CHECKING:
-    from modalign.gallery import Searchable
+    from modalign.gallery import Hits, Searchable
     from modalign.pairs import Pairs
     from modalign.space import Space
     from modalign.space.encoded import EncodedPairs
@@ -101,7 +101,7 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 
 @click.command()
 @SPACE
-@click.argument("gallery")
+@click.argument("galleries", nargs=-1, required=True, metavar="GALLERY...")
 @click.option("--text", help="Search by words.")
 @click.option("--image", help="Search by a picture.")
 @click.option("--audio", help="Search by a sound.")
@@ -110,37 +110,50 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
 @OWN_ENCODER
 @drawless
-def search(space: Path, gallery: str, k: int, as_json: bool, **options: Any) -> None:
-    """Search a gallery by text, picture, sound or clip.
+def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **options: Any) -> None:
+    """Search galleries by text, picture, sound or clip.
 
     GALLERY is a folder that `modalign embed` wrote, of any modality of the space, or the store
-    that `modalign attach` made the space for, named as there.
+    that `modalign attach` made the space for, named as there. Several are searched as one:
+    their results are ranked by how probably each is a match.
     """
     use_machine(options)
     modality, value = the_query(options)
     loaded = open_space(space, options)
-    stored = open_searchable(loaded, gallery)
-    hits = loaded.search(stored, [value], modality=modality, k=k)
-    probability = None if hits.probability is None else hits.probability[0].tolist()
+    stored = [open_searchable(loaded, gallery) for gallery in galleries]
+    if len(stored) == 1:
+        results = [loaded.search(stored[0], [value], modality=modality, k=k)]
+        order = [(0, place) for place in range(len(results[0].ids[0]))]
+    else:
+        results, mixed = loaded.search_mixed(stored, [value], modality=modality, k=k)
+        order = [(hit.gallery, hit.place) for hit in mixed[0]]
     found = [
-        {
-            "id": hit_id,
-            "similarity": round(float(hits.similarity[0, place]), 6),
-            "probability": None if probability is None else round(probability[place], 4),
-            "value": shown,
-        }
-        for place, (hit_id, shown) in enumerate(
-            zip(hits.ids[0], stored.shown(hits)[0], strict=True)
-        )
-        if hit_id  # an approximate index may find fewer than k
+        {**shown_hit(results[number], place, stored[number]), "gallery": galleries[number]}
+        for number, place in order
+        if results[number].ids[0][place]  # an approximate index may find fewer than k
     ]
     if as_json:
-        print_json({"from": modality, "to": stored.modality, "hits": found})
+        print_json(
+            {"from": modality, "to": "+".join(each.modality for each in stored), "hits": found}
+        )
         return
     for place, hit in enumerate(found, start=1):
         shown = "" if hit["value"] in (None, hit["id"]) else f"  {hit['value']}"
-        likely = "" if probability is None else f"  {hit['probability']:4.0%}"
-        click.echo(f"{place:3d}  {hit['similarity']:.3f}{likely}  {hit['id']}{shown}")
+        likely = "" if hit["probability"] is None else f"  {hit['probability']:4.0%}"
+        of = f"  {hit['modality']}" if len(stored) > 1 else ""
+        click.echo(f"{place:3d}  {hit['similarity']:.3f}{likely}{of}  {hit['id']}{shown}")
+
+
+def shown_hit(hits: Hits, place: int, gallery: Searchable) -> dict[str, Any]:
+    """Return what is said of a result of the first query."""
+    probability = hits.probability
+    return {
+        "id": hits.ids[0][place],
+        "modality": gallery.modality,
+        "similarity": round(float(hits.similarity[0, place]), 6),
+        "probability": None if probability is None else round(float(probability[0, place]), 4),
+        "value": gallery.shown(hits)[0][place],
+    }
 
 
 @click.command()

@@ -251,10 +251,10 @@ class Runs:
         found = []
         for score in possible_scores(recipe):
             for source, target in directions:
-                queries, gallery, positives = rows.between(source, target, score=score)
-                bias = rows.bias(source, target, gallery, score=score)
-                ranks = retrieval_ranks(queries, gallery, positives, bias=bias)
-                entry = {"score": score, "from": source, "to": target, "gallery": len(gallery)}
+                sides, positives = rows.compared(source, target, score=score)
+                ranks = retrieval_ranks(sides.queries, sides.gallery, positives, bias=sides.bias)
+                size = len(sides.gallery)
+                entry = {"score": score, "from": source, "to": target, "gallery": size}
                 found.append({**entry, "ranks": ranks.tolist()})
         return found
 

@@ -57,13 +57,17 @@ def check_positives(u: Tensor, v: Tensor, positives: Tensor) -> None:
         ShapeError: The shapes do not fit.
         UsageError: A row or a column has no positive.
     """
-    if positives.shape != (len(u), len(v)):
-        raise ShapeError(
-            f"positives are {tuple(positives.shape)}, expected ({len(u)}, {len(v)}), the rows of "
-            "both sides"
-        )
+    check_pairs(u, v, positives)
     if not (bool(positives.any(0).all()) and bool(positives.any(1).all())):
         raise UsageError("a row or a column of the batch has no positive, expected at least one")
+
+
+def check_pairs(u: Tensor, v: Tensor, pairs: Tensor) -> None:
+    """Raise a ShapeError unless a matrix of pairs fits both sides."""
+    if pairs.shape != (len(u), len(v)):
+        raise ShapeError(
+            f"pairs are {tuple(pairs.shape)}, expected ({len(u)}, {len(v)}), the rows of both sides"
+        )
 
 
 def one_pass_info_nce(

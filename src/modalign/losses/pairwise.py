@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modalign.errors import ShapeError
-from modalign.losses.contrast import check_positives, info_nce
+from modalign.losses.contrast import check_pairs, check_positives, info_nce
 
 # Added to wanted shares of 0, whose logarithm is none.
 SHARE_FLOOR = 1e-8
@@ -38,11 +38,7 @@ def sigmoid_loss(
 
     Source: Zhai et al. 2023, arXiv:2303.15343, algorithm 1. Differs: many positives.
     """
-    if positives.shape != (len(u), len(v)):
-        raise ShapeError(
-            f"positives are {tuple(positives.shape)}, expected ({len(u)}, {len(v)}), the rows of "
-            "both sides"
-        )
+    check_pairs(u, v, positives)
     logits = (u @ v.T).float() / temperature + bias
     return F.softplus(torch.where(positives, -logits, logits)).sum() / len(u)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modalign.errors import ShapeError, UsageError
+from modalign.losses.contrast import check_pairs
 
 
 def uniformity(u: Tensor, v: Tensor, apart: Tensor, *, sharpness: float = 2.0) -> Tensor:
@@ -139,11 +140,3 @@ def latent_mixup(
         torch.lerp(second[partner], second, share),
         positives & positives[partner][:, partner],
     )
-
-
-def check_pairs(u: Tensor, v: Tensor, pairs: Tensor) -> None:
-    """Raise a ShapeError unless a matrix of pairs fits both sides."""
-    if pairs.shape != (len(u), len(v)):
-        raise ShapeError(
-            f"pairs are {tuple(pairs.shape)}, expected ({len(u)}, {len(v)}), the rows of both sides"
-        )

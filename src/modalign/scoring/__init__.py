@@ -11,20 +11,27 @@ from modalign.scoring.calibration import (
 )
 from modalign.scoring.hubs import (
     CANDIDATES,
+    Bank,
+    Centring,
+    Compared,
     Correction,
     Csls,
+    InverseConvolution,
     InvertedSoftmax,
     NoCorrection,
     choose_correction,
     correction_from_json,
-    rerank,
 )
 
 __all__ = [
     "CANDIDATES",
+    "Bank",
     "Calibration",
+    "Centring",
+    "Compared",
     "Correction",
     "Csls",
+    "InverseConvolution",
     "InvertedSoftmax",
     "NoCorrection",
     "choose_correction",
@@ -33,7 +40,6 @@ __all__ = [
     "expected_calibration_error",
     "fit_calibration",
     "reliability",
-    "rerank",
     "result_matches",
     "threshold",
 ]

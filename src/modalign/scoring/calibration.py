@@ -44,9 +44,17 @@ class Calibration:
     results: int
     thresholds: Mapping[str, float | None]
 
-    def probability(self, similarity: np.ndarray) -> np.ndarray:
-        """Return probabilities, float64 of the same shape."""
-        logit = np.clip(self.slope * np.asarray(similarity, np.float64) + self.intercept, -50, 50)
+    def probability(self, similarity: np.ndarray, *, gallery: int | None = None) -> np.ndarray:
+        """Return probabilities, float64 of the same shape.
+
+        Args:
+            similarity: Of results, as the curve was fitted on.
+            gallery: Items searched, where they are not as many as in fitting: in a gallery of
+                twice as many, twice as many strangers reach a similarity, and as many matches.
+        """
+        strangers = np.log(max(gallery, 1) / max(self.gallery, 1)) if gallery else 0.0
+        logit = self.slope * np.asarray(similarity, np.float64) + self.intercept - strangers
+        logit = np.clip(logit, -50, 50)
         found: np.ndarray = 1 / (1 + np.exp(-logit))
         return found
 

@@ -1,13 +1,13 @@
-"""Hub correction: an item that is close to every query answers none of them.
+"""Correction of similarities: an item that is close to every query answers none of them.
 
-What is stored is never changed. Each item has a bias, worked out from its vector and a bank of
-training queries, that is taken off its similarity; so the top results of any index can be
-corrected by sorting them again.
+What is stored is never changed. From an item's vector and a bank of training queries follow a
+bias that is taken off its similarity, or another vector to compare with; so the top results of
+any index can be corrected by sorting them again.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,21 +22,96 @@ BLOCK = 1 << 23
 
 
 @dataclass(frozen=True)
-class Correction(ABC):
-    """How an item's bias follows from its similarities to the bank."""
+class Bank:
+    """What a direction's correction is worked out from.
 
+    Attributes:
+        queries: Training queries as they are sent, float [B, D], of any length.
+        center: Mean of the unit vectors of the gallery's training items, float [D]; None where
+            nothing is to be centred.
+    """
+
+    queries: np.ndarray
+    center: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, width: int) -> Bank:
+        """Return the bank that corrects nothing."""
+        return cls(np.zeros((0, width), np.float16))
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sides as they are compared: by the cosine, less each item's bias.
+
+    Attributes:
+        queries: float [Q, D].
+        gallery: float [G, D].
+        bias: float32 [G].
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    bias: np.ndarray
+
+    def similarity(self) -> np.ndarray:
+        """Return the corrected similarities, float32 [Q, G]."""
+        found: np.ndarray = unit(self.queries) @ unit(self.gallery).T - self.bias
+        return found
+
+
+@dataclass(frozen=True)
+class Correction(ABC):
+    """How what is compared follows from a bank.
+
+    Attributes:
+        centred: Take the mean of its side off every unit vector first.
+    """
+
+    centred: bool = False
     name: ClassVar[str]
 
-    @abstractmethod
+    def applied(self, queries: np.ndarray, gallery: np.ndarray, bank: Bank) -> Compared:
+        """Correct both sides; neither is changed in place.
+
+        Args:
+            queries: float [Q, D], of any length.
+            gallery: float [G, D], of any length.
+            bank: An empty one: both sides are compared as they are.
+
+        Raises:
+            ShapeError: The widths differ.
+            UsageError: Centring is asked for, and the bank has no center.
+        """
+        if not len(bank):
+            return Compared(queries, gallery, np.zeros(len(gallery), np.float32))
+        asked = bank.queries
+        if self.centred:
+            if bank.center is None:
+                raise UsageError(f"{self.name}: the bank has no center, expected one")
+            middle = unit(asked).mean(0)
+            queries, asked = unit(queries) - middle, unit(asked) - middle
+            gallery = unit(gallery) - bank.center
+        gallery = self._moved(gallery, asked)
+        return Compared(queries, gallery, self.bias(gallery, asked))
+
+    def _moved(self, gallery: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Return what items are compared by."""
+        return gallery
+
     def _of(self, similarity: np.ndarray) -> np.ndarray:
         """Return the bias of items from their similarities to the bank, [G, B] -> [G]."""
+        return np.zeros(len(similarity), np.float32)
 
-    def bias(self, gallery: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    def bias(self, gallery: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Return what is taken off each item's cosine.
 
         Args:
             gallery: float [G, D], of any length.
-            bank: Training queries, float [B, D], of any length; none: nothing is taken off.
+            asked: Training queries, float [B, D], of any length; none: nothing is taken off.
 
         Returns:
             float32 [G].
@@ -44,15 +119,15 @@ class Correction(ABC):
         Raises:
             ShapeError: The widths differ.
         """
-        if gallery.ndim != 2 or bank.ndim != 2 or gallery.shape[1] != bank.shape[1]:
+        if gallery.ndim != 2 or asked.ndim != 2 or gallery.shape[1] != asked.shape[1]:
             raise ShapeError(
-                f"gallery {gallery.shape} and bank {bank.shape}: expected matrices of one width"
+                f"gallery {gallery.shape} and bank {asked.shape}: expected matrices of one width"
             )
         found = np.zeros(len(gallery), np.float32)
-        if not len(bank):
+        if not len(asked):
             return found
-        queries = unit(bank).T
-        size = max(1, BLOCK // len(bank))
+        queries = unit(asked).T
+        size = max(1, BLOCK // len(asked))
         for start in range(0, len(gallery), size):
             found[start : start + size] = self._of(unit(gallery[start : start + size]) @ queries)
         return found
@@ -68,8 +143,21 @@ class NoCorrection(Correction):
 
     name: ClassVar[str] = "none"
 
-    def _of(self, similarity: np.ndarray) -> np.ndarray:
-        return np.zeros(len(similarity), np.float32)
+    def bias(self, gallery: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Return zeros."""
+        return np.zeros(len(gallery), np.float32)
+
+
+@dataclass(frozen=True)
+class Centring(NoCorrection):
+    """Take the mean of its side off every unit vector: both sides lie around one point.
+
+    Source: Liang et al. 2022, arXiv:2203.02053 (the gap between modalities is a constant
+    vector); that it is taken off wholly is ours.
+    """
+
+    centred: bool = True
+    name: ClassVar[str] = "centring"
 
 
 @dataclass(frozen=True)
@@ -125,16 +213,62 @@ class InvertedSoftmax(Correction):
         return found
 
 
+@dataclass(frozen=True)
+class InverseConvolution(Correction):
+    """Move items away from the mean of their closest training queries.
+
+    Attributes:
+        k: Queries; all of the bank where it has fewer.
+        share: Of the mean, weighted by similarity, that is taken off the unit vector, > 0.
+
+    Source: Jian & Wang 2023, arXiv:2310.13468 (InvGC), with the closest neighbours alone as in
+    its LocalAdj. Differs: the graph is of items and training queries, so that an item's
+    correction does not depend on the gallery it lies in.
+    """
+
+    k: int = 100
+    share: float = 0.1
+    name: ClassVar[str] = "inverse-convolution"
+
+    def __post_init__(self) -> None:
+        """Refuse k below 1 and shares that are not above 0."""
+        if self.k < 1 or not 0 < self.share < np.inf:
+            raise UsageError(
+                f"inverse convolution: k is {self.k} and share {self.share}, expected 1 or more "
+                "and above 0"
+            )
+
+    def _moved(self, gallery: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        queries, moved = unit(asked), unit(gallery).copy()
+        k = min(self.k, len(queries))
+        size = max(1, BLOCK // (len(queries) + k * queries.shape[1]))
+        for start in range(0, len(moved), size):
+            part = moved[start : start + size]
+            similarity = part @ queries.T
+            closest = np.argpartition(similarity, len(queries) - k, axis=1)[:, -k:]
+            weights = np.maximum(np.take_along_axis(similarity, closest, axis=1), 0.0)
+            weights /= np.maximum(weights.sum(1, keepdims=True), np.float32(1e-12))
+            part -= self.share * np.einsum("gk,gkd->gd", weights, queries[closest])
+        return moved
+
+    def bias(self, gallery: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Return zeros: the vectors themselves move."""
+        return np.zeros(len(gallery), np.float32)
+
+
 CORRECTIONS: dict[str, type[Correction]] = {
-    kind.name: kind for kind in (NoCorrection, Csls, InvertedSoftmax)
+    kind.name: kind for kind in (NoCorrection, Centring, Csls, InvertedSoftmax, InverseConvolution)
 }
 # What is tried where it is chosen; the first one wins a tie.
 CANDIDATES: tuple[Correction, ...] = (
     NoCorrection(),
-    Csls(10),
-    InvertedSoftmax(0.05),
-    InvertedSoftmax(0.07),
-    InvertedSoftmax(0.1),
+    Centring(),
+    Csls(k=10),
+    InvertedSoftmax(temperature=0.05),
+    InvertedSoftmax(temperature=0.07),
+    InvertedSoftmax(temperature=0.1),
+    InvertedSoftmax(temperature=0.07, centred=True),
+    InverseConvolution(k=100, share=0.1),
 )
 
 
@@ -154,7 +288,7 @@ def choose_correction(
     queries: np.ndarray,
     gallery: np.ndarray,
     positives: np.ndarray,
-    bank: np.ndarray,
+    bank: Bank,
     *,
     candidates: Sequence[Correction] = CANDIDATES,
 ) -> tuple[Correction, list[dict[str, Any]]]:
@@ -164,7 +298,7 @@ def choose_correction(
         queries: float [Q, D].
         gallery: float [G, D].
         positives: (query, item), int64 [P, 2].
-        bank: Training queries, float [B, D].
+        bank: Of the direction.
         candidates: The first one wins a tie.
 
     Returns:
@@ -172,8 +306,8 @@ def choose_correction(
     """
     tried = []
     for candidate in candidates:
-        bias = candidate.bias(gallery, bank)
-        ranks = retrieval_ranks(queries, gallery, positives, bias=bias)
+        sides = candidate.applied(queries, gallery, bank)
+        ranks = retrieval_ranks(sides.queries, sides.gallery, positives, bias=sides.bias)
         figures = {
             "recall_at_1": float(np.mean(ranks == 1)),
             "mean_reciprocal_rank": float(np.mean(1.0 / ranks)),
@@ -181,23 +315,6 @@ def choose_correction(
         tried.append({**candidate.as_json(), **figures})
     score = [entry["recall_at_1"] + entry["mean_reciprocal_rank"] for entry in tried]
     return candidates[int(np.argmax(score))], tried
-
-
-def rerank(similarity: np.ndarray, bias: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the results of an index anew, each less its bias.
-
-    Args:
-        similarity: Of the results, float [Q, N].
-        bias: Of the same items, float [Q, N].
-        k: Results kept.
-
-    Returns:
-        Their places among the N, int64 [Q, k], and what they are sorted by, float32 [Q, k],
-        the highest first; ties keep the index's order.
-    """
-    corrected = (similarity - bias).astype(np.float32)
-    order = np.argsort(-corrected, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(corrected, order, axis=1)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

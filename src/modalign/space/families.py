@@ -23,7 +23,7 @@ from modalign.errors import UsageError
 from modalign.evaluation import Direction, evaluate_direction
 from modalign.features import FeatureRows
 from modalign.recipes import Recipe
-from modalign.scoring import Calibration, Correction, NoCorrection
+from modalign.scoring import Bank, Calibration, Compared, Correction
 from modalign.space.paired import PairedTables, chunks
 from modalign.training import Objective
 
@@ -73,21 +73,21 @@ class Scoring:
     Attributes:
         correction: Of hubs.
         calibration: Of what it gives.
-        bank: Training queries the correction is worked out from, float16 [B, D].
+        bank: What the correction is worked out from.
     """
 
     correction: Correction
     calibration: Calibration
-    bank: np.ndarray
+    bank: Bank
 
     @property
     def corrects(self) -> bool:
-        """Whether anything is taken off a similarity."""
-        return not isinstance(self.correction, NoCorrection)
+        """Whether a similarity is other than the cosine."""
+        return len(self.bank) > 0
 
-    def bias(self, vectors: np.ndarray) -> np.ndarray:
-        """Return what is taken off the similarity of stored vectors, float32 [G]."""
-        return self.correction.bias(vectors, self.bank)
+    def applied(self, queries: np.ndarray, gallery: np.ndarray) -> Compared:
+        """Return what is compared of queries [Q, D] and stored vectors [G, D]."""
+        return self.correction.applied(queries, gallery, self.bank)
 
     def as_json(self) -> dict[str, Any]:
         """Return all but the bank."""
@@ -281,21 +281,19 @@ class Sides:
         query = self.family.query_way(source, target, score=score)
         return self._side(source, query), self._side(target, self.family.gallery_way(target))
 
-    def bias(
-        self, source: str, target: str, gallery: np.ndarray, *, score: str | None = None
-    ) -> np.ndarray | None:
-        """Return what is taken off each item's similarity, float32 [G]; None for nothing.
+    def compared(self, source: str, target: str, *, score: str | None = None) -> Compared:
+        """Return both sides as search compares them: corrected, where that was chosen.
 
         Args:
             source: The queries' modality.
             target: The gallery's.
-            gallery: As `between` gave it.
-            score: Another one than the family's own was never corrected.
+            score: See `between`; another one than the family's own was never corrected.
         """
+        queries, gallery = self.between(source, target, score=score)
         scoring = self.family.scoring.get((source, target))
         if scoring is None or not scoring.corrects or (score or "") not in ("", self.family.score):
-            return None
-        return scoring.bias(gallery)
+            return Compared(queries, gallery, np.zeros(len(gallery), np.float32))
+        return scoring.applied(queries, gallery)
 
     def _fused(self, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors whose product is the sum of both directions' similarities.
@@ -333,16 +331,16 @@ def measure(
     sides = Sides(family, paired.tables)
     found = []
     for source, target in directions:
-        queries, gallery = sides.between(source, target)
+        compared = sides.compared(source, target)
         found.append(
             evaluate_direction(
-                queries,
-                gallery,
+                compared.queries,
+                compared.gallery,
                 paired.oriented(source),
                 source=source,
                 target=target,
                 seed=seed,
-                bias=sides.bias(source, target, gallery),
+                bias=compared.bias,
             )
         )
     return found

@@ -18,6 +18,7 @@ from modalign.gallery import Gallery, Hits, Searchable
 from modalign.recipes import Recipe
 from modalign.scoring import (
     CANDIDATES,
+    Bank,
     Calibration,
     Correction,
     NoCorrection,
@@ -27,7 +28,6 @@ from modalign.scoring import (
     expected_calibration_error,
     fit_calibration,
     reliability,
-    rerank,
     result_matches,
 )
 from modalign.scoring.calibration import HITS
@@ -47,7 +47,8 @@ class FittedScoring:
 
     Attributes:
         by_direction: As ("text", "image").
-        banks: Training queries by the name of their way, float16 [B, D].
+        banks: Of the ways that are corrected, by name: training queries as they are sent, float16
+            [B, D], and the centers of galleries, float32 [D].
         record: What the stage's record holds.
     """
 
@@ -81,24 +82,19 @@ def fit_scoring(
         seed: Of the banks.
     """
     fitted = FittedScoring({}, {}, {})
+    drawn = _DrawnBanks(family, recipe, seed)
     for paired, held in zip(train, validation, strict=True):
         sides = Sides(family, held.tables)
         for source, target in held.among(growth.directions):
-            way = family.query_way(source, target)
-            name = bank_name(way)
-            if name not in fitted.banks and kind_of(recipe) != "none":
-                fitted.banks[name] = drawn_bank(family, way, paired.tables[source], recipe, seed)
-            bank = fitted.banks.get(name, np.zeros((0, family.width_of(way)), np.float16))
+            bank = drawn.bank(paired, source, target)
             scoring, notes = _direction(sides, (source, target), held, bank, recipe)
             fitted.by_direction[source, target] = scoring
             fitted.record[f"{source}->{target}"] = {**scoring.as_json(), **notes}
-    used = {
-        bank_name(family.query_way(*direction))
-        for direction, scoring in fitted.by_direction.items()
-        if not isinstance(scoring.correction, NoCorrection)
-    }
-    for name in set(fitted.banks) - used:
-        del fitted.banks[name]
+            if scoring.corrects:
+                way, stored = family.query_way(source, target), family.gallery_way(target)
+                fitted.banks[bank_name(way)] = bank.queries
+                if bank.center is not None:
+                    fitted.banks[center_name(stored)] = bank.center
     return fitted
 
 
@@ -118,23 +114,45 @@ def bank_name(way: Sequence[str]) -> str:
     return ".".join(way)
 
 
-def drawn_bank(
-    family: Family, way: tuple[str, ...], table: Any, recipe: Recipe, seed: int
-) -> np.ndarray:
-    """Send training queries their way, as many as the recipe keeps, float16 [B, D]."""
-    limit = int(getattr(recipe, "bank_items", 0))
-    rows = np.arange(len(table))
-    if len(rows) > limit:
-        chosen = np.random.default_rng([seed, 13]).choice(len(rows), limit, replace=False)
-        rows = np.sort(chosen)
-    return family.send(way, table.take(rows)).astype(np.float16)
+def center_name(way: Sequence[str]) -> str:
+    """Return what the center of a way's vectors is called."""
+    return f"center.{bank_name(way)}"
+
+
+class _DrawnBanks:
+    """Training rows sent their ways, each way once."""
+
+    def __init__(self, family: Family, recipe: Recipe, seed: int) -> None:
+        self.family = family
+        self.limit = int(getattr(recipe, "bank_items", 0)) if kind_of(recipe) != "none" else 0
+        self.seed = seed
+        self._sent: dict[tuple[str, ...], np.ndarray] = {}
+
+    def bank(self, paired: PairedTables, source: str, target: str) -> Bank:
+        """Return a direction's bank; an empty one where the recipe corrects nothing."""
+        way, stored = self.family.query_way(source, target), self.family.gallery_way(target)
+        if not self.limit:
+            return Bank.empty(self.family.width_of(way))
+        return Bank(
+            self._rows(way, paired.tables[source]),
+            unit(self._rows(stored, paired.tables[target])).mean(0),
+        )
+
+    def _rows(self, way: tuple[str, ...], table: Any) -> np.ndarray:
+        if way not in self._sent:
+            rows = np.arange(len(table))
+            if len(rows) > self.limit:
+                rng = np.random.default_rng([self.seed, 13])
+                rows = np.sort(rng.choice(len(rows), self.limit, replace=False))
+            self._sent[way] = self.family.send(way, table.take(rows)).astype(np.float16)
+        return self._sent[way]
 
 
 def _direction(
     sides: Sides,
     direction: tuple[str, str],
     held: PairedTables,
-    bank: np.ndarray,
+    bank: Bank,
     recipe: Recipe,
 ) -> tuple[Scoring, dict[str, Any]]:
     # Search of directed maps goes by contrast vectors where evaluation fuses both directions.
@@ -144,8 +162,7 @@ def _direction(
     correction, tried = choose_correction(
         queries, gallery, positives, bank, candidates=candidates_of(recipe)
     )
-    bias = correction.bias(gallery, bank)
-    similarity, rows = best_results(queries, gallery, bias, HITS)
+    similarity, rows = best_results(correction.applied(queries, gallery, bank).similarity(), HITS)
     matched = result_matches(rows, positives, gallery=len(gallery))
     calibration = fit_calibration(similarity.ravel(), matched.ravel(), gallery=len(gallery))
     # Of queries it was not fitted on.
@@ -155,24 +172,26 @@ def _direction(
         "calibration_error": round(expected_calibration_error(probability, matched.ravel()), 6),
         "reliability": [vars(found) for found in reliability(probability, matched.ravel())],
     }
-    return Scoring(correction, calibration, bank), notes
+    # What is compared as it is needs no bank.
+    kept = Bank.empty(queries.shape[1]) if type(correction) is NoCorrection else bank
+    return Scoring(correction, calibration, kept), notes
 
 
-def best_results(
-    queries: np.ndarray, gallery: np.ndarray, bias: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best corrected similarities of each query and their rows, [Q, k] both."""
-    similarity = unit(queries) @ unit(gallery).T - bias
-    k = min(k, len(gallery))
+def best_results(similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best similarities of each query and their rows, [Q, k] both."""
+    k = min(k, similarity.shape[1])
     rows = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(similarity, rows, axis=1), rows
 
 
-def scored_hits(hits: Hits, gallery: Searchable, scoring: Scoring, k: int) -> Hits:
+def scored_hits(
+    hits: Hits, queries: np.ndarray, gallery: Searchable, scoring: Scoring, k: int
+) -> Hits:
     """Correct the results of a gallery's own search, and say how probable each is.
 
     Args:
         hits: More than k of each query where a correction may move them.
+        queries: That were searched by, float [Q, D].
         gallery: Where they are from.
         scoring: Of the direction.
         k: Results kept.
@@ -180,18 +199,66 @@ def scored_hits(hits: Hits, gallery: Searchable, scoring: Scoring, k: int) -> Hi
     Returns:
         The k best by corrected similarity; their `similarity` is the cosine as it was.
     """
+    size = len(gallery) if isinstance(gallery, Gallery) else None
     if not (scoring.corrects and isinstance(gallery, Gallery)):
-        probability = scoring.calibration.probability(hits.similarity)
+        probability = scoring.calibration.probability(hits.similarity, gallery=size)
         return replace(hits, probability=probability.astype(np.float32))
-    used, places = np.unique(hits.rows, return_inverse=True)
-    bias = scoring.bias(gallery.vectors[used])[places.reshape(hits.rows.shape)]
-    order, corrected = rerank(hits.similarity, bias, k)
+    corrected = np.concatenate(
+        [
+            _corrected(scoring, queries[row : row + 1], gallery.vectors[found])
+            for row, found in enumerate(hits.rows)
+        ]
+    )
+    best, order = best_results(corrected, k)
     return Hits(
         [[ids[place] for place in row] for ids, row in zip(hits.ids, order, strict=True)],
         np.take_along_axis(hits.rows, order, axis=1),
         np.take_along_axis(hits.similarity, order, axis=1),
-        scoring.calibration.probability(corrected).astype(np.float32),
+        scoring.calibration.probability(best, gallery=size).astype(np.float32),
     )
+
+
+def _corrected(scoring: Scoring, query: np.ndarray, found: np.ndarray) -> np.ndarray:
+    return scoring.applied(query, found).similarity()
+
+
+@dataclass(frozen=True)
+class MixedHit:
+    """A result of a search in several galleries.
+
+    Attributes:
+        gallery: Number of the gallery it lies in.
+        place: Among that gallery's own results.
+        probability: Of being a match, in [0, 1]: what results of several modalities share.
+    """
+
+    gallery: int
+    place: int
+    probability: float
+
+
+def mixed_hits(found: Sequence[Hits], k: int) -> list[list[MixedHit]]:
+    """Rank the results of several galleries by one scale, the probability of being a match.
+
+    Args:
+        found: Of each gallery, for the same queries; all with probabilities.
+        k: Results kept a query.
+
+    Returns:
+        Of each query the k most probable, ties in the order of the galleries.
+    """
+    queries = len(found[0].ids)
+    mixed = []
+    for query in range(queries):
+        all_of = [
+            MixedHit(number, place, float(hits.probability[query, place]))
+            for number, hits in enumerate(found)
+            if hits.probability is not None
+            for place, hit_id in enumerate(hits.ids[query])
+            if hit_id  # an approximate index may find fewer than k
+        ]
+        mixed.append(sorted(all_of, key=lambda hit: -hit.probability)[:k])
+    return mixed
 
 
 def read_scoring(
@@ -202,11 +269,13 @@ def read_scoring(
     for name, entry in record.items():
         source, _, target = name.partition("->")
         correction = correction_from_json(entry["correction"])
-        way = family.query_way(source, target)
-        empty = np.zeros((0, family.width_of(way)), np.float16)
+        way, stored = family.query_way(source, target), family.gallery_way(target)
+        queries = banks.get(bank_name(way))
         found[source, target] = Scoring(
             correction,
             Calibration.from_json(entry["calibration"]),
-            banks.get(bank_name(way), empty),
+            Bank.empty(family.width_of(way))
+            if queries is None
+            else Bank(queries, banks.get(center_name(stored))),
         )
     return found

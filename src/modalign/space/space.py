@@ -18,11 +18,19 @@ from modalign.features.encoding import Progress, no_progress
 from modalign.gallery import Gallery, Hits, Searchable
 from modalign.pairs import Items, Pairs
 from modalign.recipes import Recipe, named_recipe, recipe_from_json
+from modalign.scoring import Compared
 from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, encode_pairs, split_as_trained
 from modalign.space.families import Family, Growth, Sides, Way
-from modalign.space.scored import BANK, RERANKED, read_scoring, scored_hits
+from modalign.space.scored import (
+    BANK,
+    RERANKED,
+    MixedHit,
+    mixed_hits,
+    read_scoring,
+    scored_hits,
+)
 from modalign.space.stages import (
     Stage,
     read_header,
@@ -273,14 +281,50 @@ class Space:
         Raises:
             MismatchError: The gallery is of another space.
         """
-        self.check_gallery(gallery)
+        return self._search(gallery, self._encode(modality, items, exact=False), modality, k)
+
+    def search_mixed(
+        self, galleries: Sequence[Searchable], items: Iterable[str], *, modality: str, k: int = 10
+    ) -> tuple[list[Hits], list[list[MixedHit]]]:
+        """Search several galleries as one: their results are ranked by probability.
+
+        Args:
+            galleries: Of any of `modalities`; see `search`.
+            items: Queries: texts, paths or keys; each is encoded once.
+            modality: The queries' modality.
+            k: Items returned a query.
+
+        Returns:
+            Each gallery's own results, and of each query the k best of all.
+
+        Raises:
+            MismatchError: A gallery is of another space.
+            UsageError: A direction was never calibrated: its modalities had no pairs in training.
+        """
+        for gallery in galleries:
+            self.check_gallery(gallery)
+            if (modality, gallery.modality) not in self.family.scoring:
+                known = ", ".join(b for a, b in self.family.scoring if a == modality)
+                raise UsageError(
+                    f"{gallery.where}: {modality} and {gallery.modality} had no pairs in training, "
+                    "so their similarity has no probability to rank it by beside others; by "
+                    f"{modality} one can search {known or 'no modality'} together; search this "
+                    "gallery alone",
+                    source=modality,
+                    target=gallery.modality,
+                )
         features = self._encode(modality, items, exact=False)
+        found = [self._search(gallery, features, modality, k) for gallery in galleries]
+        return found, mixed_hits(found, k)
+
+    def _search(self, gallery: Searchable, features: Features, modality: str, k: int) -> Hits:
+        self.check_gallery(gallery)
         queries = self.query(features, source=modality, target=gallery.modality)
         scoring = self.family.scoring.get((modality, gallery.modality))
         if scoring is None:
             return gallery.search(queries, k)
         asked = max(k, RERANKED) if scoring.corrects else k
-        return scored_hits(gallery.search(queries, asked), gallery, scoring, k)
+        return scored_hits(gallery.search(queries, asked), queries, gallery, scoring, k)
 
     def add(
         self,
@@ -414,16 +458,16 @@ class Space:
         rows = SplitSides(self.family, encoded, split)
         found = []
         for source, target in directions or self.directions(encoded.pairs.modalities):
-            queries, gallery, positives = rows.between(source, target, score=score)
+            compared, positives = rows.compared(source, target, score=score)
             found.append(
                 evaluate_direction(
-                    queries,
-                    gallery,
+                    compared.queries,
+                    compared.gallery,
                     positives,
                     source=source,
                     target=target,
                     seed=seed,
-                    bias=rows.bias(source, target, gallery, score=score),
+                    bias=compared.bias,
                 )
             )
         return found
@@ -639,22 +683,16 @@ class SplitSides:
         self.tables = {m: encoded.tables[m].subset(kept) for m, kept in self._members.items()}
         self._sides = Sides(family, self.tables)
 
-    def between(
+    def compared(
         self, source: str, target: str, *, score: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return queries [Q, D], gallery [G, D] and which belong together, int64 [P, 2]."""
+    ) -> tuple[Compared, np.ndarray]:
+        """Return both sides as search compares them, and which belong together, int64 [P, 2]."""
         items = self._pairs.positives(source, target, split=self._split)
         places = [
             np.searchsorted(self._members[modality], items[:, side])
             for side, modality in enumerate((source, target))
         ]
-        return *self._sides.between(source, target, score=score), np.stack(places, axis=1)
-
-    def bias(
-        self, source: str, target: str, gallery: np.ndarray, *, score: str | None = None
-    ) -> np.ndarray | None:
-        """Return what is taken off each item's similarity; see `Sides.bias`."""
-        return self._sides.bias(source, target, gallery, score=score)
+        return self._sides.compared(source, target, score=score), np.stack(places, axis=1)
 
 
 def summary(space: Space) -> dict[str, Any]:
