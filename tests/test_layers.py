@@ -31,6 +31,7 @@ LAYERS = (
     "space",
     "comparing",
     "probing",
+    "robustness",
     "tasks",
     "report",
     "demo",

@@ -27,6 +27,7 @@ COMMANDS = {
     "embed": ("using", "Embed items into a gallery."),
     "search": ("using", "Search galleries by text, picture, sound or clip."),
     "evaluate": ("using", "Measure retrieval on held-out pairs."),
+    "robustness": ("robustness", "Measure what is left of recall when queries are perturbed."),
     "compare": ("comparing", "Compare recipes and options on the same features, side by side."),
     "verify": ("using", "Prove that no stage and no gallery changed by one bit."),
     "report": ("reporting", "Write a page about a space: figures, stages, experts, proof."),

@@ -671,6 +671,10 @@ class SplitSides:
         encoded: Pairs with their features.
         split: Which rows, or "all"; by default test where there are any, else validation.
 
+    Attributes:
+        members: Of each modality, which of its items are of the split, ascending, int64.
+        tables: Their features.
+
     Raises:
         UsageError: The split has no rows.
     """
@@ -679,8 +683,9 @@ class SplitSides:
         pairs = encoded.pairs
         self._pairs = pairs
         self._split = chosen_split(pairs, split)
-        self._members = {m: pairs.members(m, split=self._split) for m in pairs.modalities}
-        self.tables = {m: encoded.tables[m].subset(kept) for m, kept in self._members.items()}
+        self.family = family
+        self.members = {m: pairs.members(m, split=self._split) for m in pairs.modalities}
+        self.tables = {m: encoded.tables[m].subset(kept) for m, kept in self.members.items()}
         self._sides = Sides(family, self.tables)
 
     def compared(
@@ -689,7 +694,7 @@ class SplitSides:
         """Return both sides as search compares them, and which belong together, int64 [P, 2]."""
         items = self._pairs.positives(source, target, split=self._split)
         places = [
-            np.searchsorted(self._members[modality], items[:, side])
+            np.searchsorted(self.members[modality], items[:, side])
             for side, modality in enumerate((source, target))
         ]
         return self._sides.compared(source, target, score=score), np.stack(places, axis=1)
