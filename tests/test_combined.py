@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,20 @@ def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
     assert "Networks trained" in page
     for direction in ("image → text", "text → image"):
         assert f"{direction}: on the line, what is said is what is seen." in page
+    assert "What more pairs would bring" in page
+    figures = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    ways = figures["forecast"]["directions"]
+    assert [(way["from"], way["to"]) for way in ways] == [("image", "text"), ("text", "image")]
+    for way in ways:
+        *_, now = way["measured"]
+        assert f"{now['items']}</th>" in page
+        assert [entry["times"] for entry in way["forecast"]] == [1, 2, 10]
+
+
+def test_where_too_few_pairs_are_there_the_page_forecasts_nothing(tmp_path):
+    world = write_world(tmp_path, rows=60)
+    space = made(world, tmp_path / "s", SMALL.changed({"members": "cca"}))
+    assert "What more pairs would bring" not in reported(space, world, tmp_path)
 
 
 def reported(space: Space, world: Path, folder: Path) -> str:
@@ -346,7 +361,7 @@ def reported(space: Space, world: Path, folder: Path) -> str:
     )
     encoders = {name: space.encoder(name) for name in pairs.modalities}
     encoded = encode_pairs(space.as_trained(pairs), encoders, cache=folder / "features")
-    path, _ = write_report(folder / "report", measure(space, encoded).report())
+    path, _ = write_report(folder / "report", measure(space, encoded, forecast=True).report())
     return path.read_text(encoding="utf-8")
 
 

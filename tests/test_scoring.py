@@ -24,6 +24,7 @@ from modalign.scoring import (
     cross_fitted,
     expected_calibration_error,
     fit_calibration,
+    kept_precision,
     reliability,
     result_matches,
     threshold,
@@ -263,6 +264,47 @@ def test_cross_fitted_probabilities_come_from_other_queries():
     np.testing.assert_allclose(found[0::2], odd.probability(similarity[0::2]))
     np.testing.assert_allclose(found[1::2], even.probability(similarity[1::2]))
     assert np.isfinite(cross_fitted(similarity[:1], matched[:1], gallery=9)).all()
+
+
+def saturated(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Results of which, however similar, at most two in five are a match."""
+    rng = np.random.default_rng(seed)
+    similarity = rng.uniform(0, 1, count)
+    return similarity, rng.random(count) < 0.4 / (1 + np.exp(-(14 * similarity - 8)))
+
+
+def test_probabilities_stop_where_matches_do_and_no_threshold_promises_more():
+    found = fit_calibration(*saturated(8000, seed=0), gallery=500)
+    assert found.ceiling == pytest.approx(0.4, abs=0.1)
+    similarity, matched = saturated(8000, seed=1)
+    probability = found.probability(similarity)
+    assert expected_calibration_error(probability, matched) < 0.02
+    top = similarity > 0.9
+    assert probability[top].mean() == pytest.approx(matched[top].mean(), abs=0.04)
+    assert found.thresholds["0.3"] is not None
+    assert found.thresholds["0.7"] is None
+
+
+def test_thresholds_keep_their_precision_on_the_other_half_of_the_queries():
+    similarity, matched = (values.reshape(800, 10) for values in results(8000, seed=0))
+    kept = kept_precision(similarity, matched, gallery=500)
+    assert kept["0.9"]["results"] > 500
+    for wanted, found in kept.items():
+        assert found["precision"] >= float(wanted) - 0.03
+    # Written out for one of them.
+    hits, count = 0, 0
+    for half in (0, 1):
+        theirs = fit_calibration(
+            similarity[1 - half :: 2].ravel(), matched[1 - half :: 2].ravel(), gallery=500
+        )
+        above = similarity[half::2] >= theirs.thresholds["0.7"]
+        hits, count = hits + matched[half::2][above].sum(), count + above.sum()
+    assert kept["0.7"] == {"precision": hits / count, "results": count}
+
+
+def test_of_one_query_no_precision_is_said():
+    similarity, matched = (values[None, :10] for values in results(10, seed=0))
+    assert kept_precision(similarity, matched, gallery=50) == {}
 
 
 def test_in_a_larger_gallery_matches_are_rarer():

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from modalign.cli.options import COLUMN, OWN_ENCODER, SPACE, computing
-from modalign.cli.output import print_directions, print_json, print_skipped
+from modalign.cli.output import bars, print_directions, print_json, print_skipped
 from modalign.cli.using import HELD_OUT, SPLIT, open_measured
 from modalign.errors import UsageError
 
@@ -26,9 +26,17 @@ from modalign.errors import UsageError
 @COLUMN
 @SPLIT
 @HELD_OUT
+@click.option(
+    "--forecast/--no-forecast",
+    default=True,
+    show_default=True,
+    help="Say what more pairs would bring, from closed forms of the first two modalities.",
+)
 @OWN_ENCODER
 @computing
-def report(space: Path, pairs: Path, out: Path, split: str | None, **options: Any) -> None:
+def report(
+    space: Path, pairs: Path, out: Path, split: str | None, forecast: bool, **options: Any
+) -> None:
     """Write a page about a space: its stages, what finds what, its experts, the proof.
 
     PAIRS is what evaluate takes. report.html is one file; report.json holds the same figures.
@@ -39,7 +47,16 @@ def report(space: Path, pairs: Path, out: Path, split: str | None, **options: An
     from modalign.report import write_report
     from modalign.report.spaces import measure
 
-    measured = measure(loaded, encoded, split=split, directions=directions, seed=options["seed"])
+    with bars() as progress:
+        measured = measure(
+            loaded,
+            encoded,
+            split=split,
+            directions=directions,
+            seed=options["seed"],
+            forecast=forecast,
+            progress=progress,
+        )
     told = measured.report()
     page, figures = write_report(out, told)
     skipped = [vars(item) for item in encoded.pairs.skipped]

@@ -23,8 +23,10 @@ from modalign.space.paired import PairedTables
 AGREEMENT_ROWS = 1000
 NEIGHBOURS = 10
 # Shares of the training items that recall is measured at.
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 LEAST_ITEMS = 16
+# Three sizes at least, each twice the one before.
+LEAST_TRAINING = 4 * LEAST_ITEMS
 # How many times as many pairs are asked about.
 TIMES = (1, 2, 10)
 
@@ -105,7 +107,7 @@ def learning_curve(
     sizes = sorted({round(count * share) for share in SHARES if count * share >= LEAST_ITEMS})
     if len(sizes) < 3:
         raise DataError(
-            f"forecast: {count} training items, expected {4 * LEAST_ITEMS} or more; give more pairs"
+            f"forecast: {count} training items, expected {LEAST_TRAINING} or more; give more pairs"
         )
     found: dict[tuple[str, str], np.ndarray] = {}
     for column, seed in enumerate(seeds):
@@ -148,7 +150,11 @@ def forecast_pairs(
             "to": target,
             "gallery": len(validation.tables[target]),
             "measured": [
-                {"items": size, "recall_at_1": float(values.mean())}
+                {
+                    "items": size,
+                    "recall_at_1": float(values.mean()),
+                    "runs": [round(float(value), 6) for value in values],
+                }
                 for size, values in zip(sizes, recall, strict=True)
             ],
             "forecast": [told(curves, times) for times in TIMES],

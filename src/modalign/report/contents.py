@@ -140,6 +140,8 @@ class Report:
             `modalign.space.routing.routing_table` as JSON; empty where there are none.
         stored: A store that was searched as it is: "spec", "files", "unchanged" and "directions"
             with "from", "to", "queries", "gallery", "recall_at_1", "recall_at_10"; None without.
+        forecast: What more pairs would bring, as `modalign forecast --json` prints it; empty
+            without.
         searches: Examples; those of one direction are shown together.
         verify: What `verify --json` prints; None where nothing was verified.
         commands: Lines for a shell that say how to go on; one beginning with # is a remark.
@@ -154,6 +156,7 @@ class Report:
     measured_on: str = "items never seen in training"
     routing: tuple[Mapping[str, Any], ...] = ()
     stored: Mapping[str, Any] | None = None
+    forecast: Mapping[str, Any] = field(default_factory=dict)
     searches: tuple[SearchExample, ...] = ()
     verify: Mapping[str, Any] | None = None
     commands: tuple[str, ...] = ()
@@ -170,6 +173,7 @@ class Report:
             "measured_on": self.measured_on,
             "routing": [dict(line) for line in self.routing],
             "stored": None if self.stored is None else dict(self.stored),
+            "forecast": dict(self.forecast),
             "searches": [example.as_json(relative_to) for example in self.searches],
             "verify": None if self.verify is None else dict(self.verify),
             "commands": list(self.commands),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from modalign.evaluation import Direction
+from modalign.features.encoding import Progress, no_progress
+from modalign.probing.trials import LEAST_TRAINING, forecast_pairs
 from modalign.report.contents import Report, StageSummary
 from modalign.space import Space
 from modalign.space.directed import DirectedMaps
@@ -62,6 +64,7 @@ class Measured:
         source: Name of the pairs' file.
         verify: What `Space.verify` gives.
         routing: How rows use the experts; empty for a shared space.
+        forecast: What more pairs would bring; empty where nobody asked.
     """
 
     space: Space
@@ -70,6 +73,7 @@ class Measured:
     source: str
     verify: Mapping[str, Any]
     routing: Sequence[RoutingRow] = ()
+    forecast: Mapping[str, Any] = field(default_factory=dict)
 
     def report(self) -> Report:
         """Return the report's contents."""
@@ -84,6 +88,7 @@ class Measured:
             directions=tuple(shown_directions(self.space, self.directions)),
             measured_on=self._rows(),
             routing=tuple(row.as_json() for row in self.routing),
+            forecast=self.forecast,
             verify=self.verify,
         )
 
@@ -113,6 +118,8 @@ def measure(
     split: str | None = None,
     directions: Sequence[tuple[str, str]] | None = None,
     seed: int = 0,
+    forecast: bool = False,
+    progress: Progress = no_progress,
 ) -> Measured:
     """Evaluate and verify a space, and see how its rows use the experts where it has some.
 
@@ -122,6 +129,9 @@ def measure(
         split: Which rows, or "all"; by default test where there are any, else validation.
         directions: (source, target) each; by default all that there is a way for.
         seed: Of the bootstrap intervals.
+        forecast: Say what more pairs of the first two modalities would bring, where there are
+            enough to say it from.
+        progress: Told of long work.
     """
     routed = isinstance(space.family, DirectedMaps)
     return Measured(
@@ -131,7 +141,23 @@ def measure(
         encoded.pairs.source.name,
         space.verify(),
         routing_table(space, encoded, split=split) if routed else (),
+        forecast_of(space, encoded, seed=seed, progress=progress) if forecast else {},
     )
+
+
+def forecast_of(
+    space: Space, encoded: EncodedPairs, *, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Forecast the first stage's recall; nothing where the pairs do not allow it."""
+    first = space.stages[0].modalities[:2]
+    pairs = encoded.pairs
+    sizes = pairs.split_sizes()
+    if len(first) < 2 or not set(first) <= set(pairs.modalities) or not sizes.get("validation"):
+        return {}
+    if len(pairs.members(first[0], split="train")) < LEAST_TRAINING:
+        return {}
+    train, held = (encoded.paired(first[0], first[1], split) for split in ("train", "validation"))
+    return forecast_pairs(train, held, seeds=[seed], wanted=None, progress=progress)
 
 
 def shown_directions(space: Space, directions: Sequence[Direction]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from modalign.errors import UsageError
-from modalign.report import curves, experts, figures
+from modalign.report import curves, experts, figures, forecasts
 from modalign.report.contents import Hit, Report, SearchExample
 from modalign.report.shelf import Shelf, View
 from modalign.storage import write_bytes, write_json
@@ -112,6 +112,7 @@ def render_page(report: Report, shelf: Shelf) -> str:
         matrix=recall_matrix(report.directions),
         experts=experts.expert_map(report.routing),
         experts_told=experts.told(report.routing),
+        forecasts=forecasts.forecast_charts(report.forecast),
         searches=searches,
         linked=len(shelf.linked),
     )

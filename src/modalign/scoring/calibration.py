@@ -8,7 +8,7 @@ modalities can be ranked by one scale.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,27 @@ from modalign.errors import DataError, ShapeError, UsageError
 HITS = 10
 BINS = 15
 # Fewer results above a threshold say nothing about precision there.
-LEAST_ABOVE = 30
-NEWTON_STEPS = 50
+LEAST_ABOVE = 100
+NEWTON_STEPS = 60
+# Highest probabilities that are tried: of results that match as well as any, some are nobody's
+# pair.
+CEILINGS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A logistic curve from similarity to the probability of a match.
+    """A logistic curve from similarity to the probability of a match, up to a ceiling.
 
     Attributes:
         slope: Per unit of similarity, > 0, or 0 where similarity says nothing.
-        intercept: Log odds at similarity 0.
+        intercept: Log odds at similarity 0, below the ceiling.
         gallery: Items of the gallery it was fitted on.
         results: Results it was fitted on.
         thresholds: By wanted precision: the similarity from which on results reach it.
+        ceiling: What the probability of the highest similarities comes to, in (0, 1].
 
-    Source: Platt 1999, Probabilistic outputs for support vector machines; by Newton's method
-    with the targets (n + 1) / (n + 2), as in Lin, Lin & Weng 2007.
+    Source: Platt 1999, Probabilistic outputs for support vector machines. Differs: the ceiling,
+    of those tried the most likely one; the curve is fitted by Fisher's scoring.
     """
 
     slope: float
@@ -43,6 +47,7 @@ class Calibration:
     gallery: int
     results: int
     thresholds: Mapping[str, float | None]
+    ceiling: float = 1.0
 
     def probability(self, similarity: np.ndarray, *, gallery: int | None = None) -> np.ndarray:
         """Return probabilities, float64 of the same shape.
@@ -55,7 +60,7 @@ class Calibration:
         strangers = np.log(max(gallery, 1) / max(self.gallery, 1)) if gallery else 0.0
         logit = self.slope * np.asarray(similarity, np.float64) + self.intercept - strangers
         logit = np.clip(logit, -50, 50)
-        found: np.ndarray = 1 / (1 + np.exp(-logit))
+        found: np.ndarray = self.ceiling / (1 + np.exp(-logit))
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class Calibration:
         return cls(**values)
 
 
-WANTED_PRECISIONS = (0.5, 0.7, 0.9)
+WANTED_PRECISIONS = (0.3, 0.5, 0.7, 0.9)
 
 
 def cross_fitted(similarity: np.ndarray, matched: np.ndarray, *, gallery: int) -> np.ndarray:
@@ -93,6 +98,35 @@ def cross_fitted(similarity: np.ndarray, matched: np.ndarray, *, gallery: int) -
     return found
 
 
+def kept_precision(
+    similarity: np.ndarray, matched: np.ndarray, *, gallery: int
+) -> dict[str, dict[str, float]]:
+    """Return the precision that thresholds keep on queries they were not fitted on.
+
+    Args: as of `cross_fitted`.
+
+    Returns:
+        By wanted precision, "precision" and "results", those above the thresholds that the other
+        half of the queries suggests; a wanted precision that neither half suggests a threshold
+        for is left out.
+    """
+    above = {f"{wanted:g}": np.zeros(2) for wanted in WANTED_PRECISIONS}
+    for half in (0, 1) if len(similarity) > 1 else ():
+        others = slice(1 - half, None, 2)
+        fitted = fit_calibration(
+            similarity[others].ravel(), matched[others].ravel(), gallery=gallery
+        )
+        for wanted, found in fitted.thresholds.items():
+            if found is not None:
+                reached = similarity[half::2] >= found
+                above[wanted] += (matched[half::2][reached].sum(), reached.sum())
+    return {
+        wanted: {"precision": float(hits / count), "results": int(count)}
+        for wanted, (hits, count) in above.items()
+        if count
+    }
+
+
 def fit_calibration(similarity: np.ndarray, matched: np.ndarray, *, gallery: int) -> Calibration:
     """Fit a calibration on the results of queries.
 
@@ -106,12 +140,16 @@ def fit_calibration(similarity: np.ndarray, matched: np.ndarray, *, gallery: int
         DataError: There are no results, or one is NaN.
     """
     similarity, matched = _checked(similarity, matched)
-    slope, intercept = _logistic(similarity, matched)
+    curve = _most_likely(similarity, matched)
+    found = Calibration(curve.slope, curve.intercept, gallery, len(similarity), {}, curve.ceiling)
+    # By the curve, not by the matches: the lowest threshold that reaches a precision by chance
+    # is lower than the one that keeps it.
+    probability = found.probability(similarity)
     thresholds = {
-        f"{wanted:g}": threshold(similarity, matched, precision=wanted)
+        f"{wanted:g}": threshold(similarity, probability, precision=wanted)
         for wanted in WANTED_PRECISIONS
     }
-    return Calibration(slope, intercept, gallery, len(similarity), thresholds)
+    return replace(found, thresholds=thresholds)
 
 
 def _checked(similarity: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,41 +168,83 @@ def _checked(similarity: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, n
     return similarity, matched
 
 
-def _logistic(similarity: np.ndarray, matched: np.ndarray) -> tuple[float, float]:
-    """Return slope and intercept; a falling curve becomes a flat one."""
+@dataclass(frozen=True)
+class _Curve:
+    slope: float
+    intercept: float
+    ceiling: float
+    log_likelihood: float
+
+
+def _most_likely(similarity: np.ndarray, matched: np.ndarray) -> _Curve:
+    """Return the curve under the most likely ceiling, the highest where several are."""
+    share = float(matched.mean())
+    curves = [
+        _logistic(similarity, matched, ceiling)
+        for ceiling in CEILINGS
+        if ceiling > share or ceiling == 1
+    ]
+    return max(curves, key=lambda curve: curve.log_likelihood)
+
+
+def _logistic(similarity: np.ndarray, matched: np.ndarray, ceiling: float) -> _Curve:
+    """Return the likeliest curve below a ceiling; a falling one becomes a flat one.
+
+    A match and a stranger that nobody saw are added: a clean cut has a finite slope.
+    """
     yes, no = int(matched.sum()), int((~matched).sum())
-    target = np.where(matched, (yes + 1) / (yes + 2), 1 / (no + 2))
-    flat = float(np.log(target.mean() / (1 - target.mean())))
+    wanted = np.where(matched, (yes + 1) / (yes + 2), 1 / (no + 2))
+    mean = min(float(wanted.mean()) / ceiling, 1 - 1e-6)
+    flat = float(np.log(mean / (1 - mean)))
     spread = float(similarity.std())
     # Similarities that agree up to rounding say nothing.
     if spread < 1e-7:
-        return 0.0, flat
+        return _Curve(0.0, flat, ceiling, _log_likelihood(wanted, np.array(ceiling * mean)))
     middle = float(similarity.mean())
     design = np.stack([(similarity - middle) / spread, np.ones_like(similarity)], axis=1)
     weights = np.array([0.0, flat])
     for _ in range(NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(design @ weights, -50, 50)))
-        gradient = design.T @ (p - target)
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        # Half a step at most 2 wide: far starts overshoot.
-        step *= min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-10:
+        share = _sigmoid(design @ weights)
+        p = np.clip(ceiling * share, 1e-12, 1 - 1e-12)
+        rise = ceiling * share * (1 - share)
+        sure = rise / (p * (1 - p))
+        gradient = design.T @ (sure * (wanted - p))
+        information = (design * (sure * rise)[:, None]).T @ design + 1e-9 * np.eye(2)
+        step = np.linalg.solve(information, gradient)
+        # A step at most 1 wide: far starts overshoot.
+        step *= min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12))
+        weights = weights + step
+        if float(np.abs(step).max()) < 1e-9:
             break
     if weights[0] <= 0:
-        return 0.0, flat
-    return float(weights[0] / spread), float(weights[1] - weights[0] * middle / spread)
+        return _Curve(0.0, flat, ceiling, _log_likelihood(wanted, np.array(ceiling * mean)))
+    return _Curve(
+        float(weights[0] / spread),
+        float(weights[1] - weights[0] * middle / spread),
+        ceiling,
+        _log_likelihood(wanted, ceiling * _sigmoid(design @ weights)),
+    )
 
 
-def threshold(similarity: np.ndarray, matched: np.ndarray, *, precision: float) -> float | None:
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    found: np.ndarray = 1 / (1 + np.exp(-np.clip(logit, -50, 50)))
+    return found
+
+
+def _log_likelihood(wanted: np.ndarray, probability: np.ndarray) -> float:
+    p = np.clip(probability, 1e-12, 1 - 1e-12)
+    # To a millionth: of ceilings that say the same the highest is taken.
+    return round(float(np.sum(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))), 6)
+
+
+def threshold(similarity: np.ndarray, probability: np.ndarray, *, precision: float) -> float | None:
     """Return the similarity from which on the results are matches as often as wanted.
 
     Of all thresholds that reach it the lowest, so that most is found.
 
     Args:
         similarity: float [R].
-        matched: bool [R].
+        probability: Of each being a match, or whether it is one, in [0, 1], [R].
         precision: Share of matches among results at or above the threshold, in (0, 1].
 
     Returns:
@@ -175,9 +255,8 @@ def threshold(similarity: np.ndarray, matched: np.ndarray, *, precision: float) 
     """
     if not 0 < precision <= 1:
         raise UsageError(f"precision is {precision}, expected above 0, at most 1")
-    similarity, matched = _checked(similarity, matched)
     order = np.argsort(-similarity, kind="stable")
-    ranked, hits = similarity[order], np.cumsum(matched[order])
+    ranked, hits = similarity[order], np.cumsum(probability[order], dtype=np.float64)
     counts = np.arange(1, len(ranked) + 1)
     # Results of equal similarity are above a threshold together or not at all.
     last = np.append(ranked[1:] != ranked[:-1], True)

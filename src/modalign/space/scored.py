@@ -27,6 +27,7 @@ from modalign.scoring import (
     cross_fitted,
     expected_calibration_error,
     fit_calibration,
+    kept_precision,
     reliability,
     result_matches,
 )
@@ -170,6 +171,7 @@ def _direction(
     notes = {
         "tried": tried,
         "calibration_error": round(expected_calibration_error(probability, matched.ravel()), 6),
+        "kept_precision": kept_precision(similarity, matched, gallery=len(gallery)),
         "reliability": [vars(found) for found in reliability(probability, matched.ravel())],
     }
     # What is compared as it is needs no bank.
