@@ -457,7 +457,16 @@ def test_the_json_file_holds_all_of_the_report_with_paths_seen_from_its_folder(t
     written = json.loads(figures.read_text(encoding="utf-8"))
     assert list(written) == [
         *("title", "summary", "seconds", "machine", "stages"),
-        *("directions", "measured_on", "routing", "stored", "searches", "verify", "commands"),
+        *(
+            "directions",
+            "measured_on",
+            "routing",
+            "stored",
+            "forecast",
+            "searches",
+            "verify",
+            "commands",
+        ),
     ]
     assert written["routing"] == []
     assert written["verify"] == VERIFY
