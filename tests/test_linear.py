@@ -178,7 +178,7 @@ def test_fewer_pairs_than_dimensions_and_constant_ones_give_numbers(method, regu
 
 def test_a_side_that_does_not_vary_is_named():
     x, y = drawn(30)
-    with pytest.raises(DataError, match="all rows of the second side are equal, expected rows"):
+    with pytest.raises(DataError, match="all features of the second side are equal, expected some"):
         fit_linear("cca", moments_of(x, np.ones_like(y)), regularisation=0.1, width=3)
 
 

@@ -59,11 +59,15 @@ class PairMoments:
     Args:
         width_x: D_x.
         width_y: D_y.
+        names: Of both sides, as messages name them.
 
     Source: the pairwise update of Chan, Golub & LeVeque 1979, STAN-CS-79-773.
     """
 
-    def __init__(self, width_x: int, width_y: int) -> None:
+    def __init__(
+        self, width_x: int, width_y: int, *, names: tuple[str, str] = ("first", "second")
+    ) -> None:
+        self.names = names
         self.widths = (width_x, width_y)
         self.count = 0
         self._mean = np.zeros(width_x + width_y)
@@ -184,8 +188,8 @@ class ClosedForms:
         made = [
             _principal(name, mean, covariance)
             for name, mean, covariance in (
-                ("first", m.mean_x, m.cov_xx),
-                ("second", m.mean_y, m.cov_yy),
+                (m.names[0], m.mean_x, m.cov_xx),
+                (m.names[1], m.mean_y, m.cov_yy),
             )
         ]
         return made[0], made[1]
@@ -307,8 +311,8 @@ def _principal(name: str, mean: np.ndarray, covariance: np.ndarray) -> _Side:
     kept = variances > RANK_TOLERANCE * max(float(variances[0]), 0.0)
     if not kept.any():
         raise DataError(
-            f"closed form: all rows of the {name} side are equal, expected rows that differ; "
-            "check its encoder"
+            f"closed form: all features of the {name} side are equal, expected some that differ; "
+            "check its encoder and its items"
         )
     return _Side(mean, axes[:, kept], variances[kept])
 

@@ -181,7 +181,8 @@ class FirstMembers(MembersObjective):
         if not wanted:
             return
         first, second = self.train.first, self.train.second
-        moments = PairMoments(self.train.tables[first].width, self.train.tables[second].width)
+        tables = self.train.tables
+        moments = PairMoments(tables[first].width, tables[second].width, names=(first, second))
         for block in self._pair_blocks():
             moments.add(*block)
         forms = ClosedForms(moments)
