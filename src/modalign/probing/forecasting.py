@@ -1,8 +1,8 @@
 """Forecast: what recall more pairs would bring, from recall at fewer.
 
 Recall is followed on the scale of log odds over the logarithm of the pairs, where it is nearly
-a straight line that bends down: several curves are fitted to runs drawn anew, and the spread of
-what they say is the interval.
+a straight line that bends down: curves that bend more or less are fitted to runs drawn anew, and
+the spread of what they say is the interval. How often intervals hold: bench/forecast.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,16 @@ from modalign.errors import DataError, UsageError
 RESAMPLES = 400
 # Recall is kept this far from 0 and 1, where log odds end.
 MARGIN = 1e-4
-# Of the gain per doubling, how much is left after each further doubling: from a curve that
-# goes on as it was to one that bends soon.
+# Of the gain per doubling, how much is left at the next doubling: from a straight line to a curve
+# that bends soon. Each counts by how well it fits.
 BENDS = (1.0, 0.9, 0.8, 0.65)
+# Deviation of what is measured from such a curve, in log odds.
+MISFIT = 0.05
 # What curves miss grows by this much of log odds for every doubling beyond the last size.
-DRIFT = 0.05
+DRIFT = 0.03
+# Of the deviation that chance gives a recall: what all sizes share, for they have the queries in
+# common, and what each has for itself.
+SHARED_NOISE, OWN_NOISE = 0.3, 0.3
 LEAST_SIZES = 3
 MOST_DOUBLINGS = 20
 
@@ -62,14 +68,9 @@ class Curves:
 
     def log_odds(self, pairs: float) -> np.ndarray:
         """Return what the curves say of a number of pairs, float64 [C]."""
-        doublings = np.log2(pairs / self.largest)
-        if doublings <= 0:
-            steps = np.full(len(self.bend), doublings)
-        else:
-            same = np.isclose(self.bend, 1)
-            safe = np.where(same, 0.5, self.bend)
-            steps = np.where(same, doublings, (1 - safe**doublings) / (1 - safe))
-        found: np.ndarray = self.start + self.gain * steps + self.drift * max(doublings, 0.0)
+        doublings = float(np.log2(pairs / self.largest))
+        bent = np.array([_bent(doublings, bend) for bend in self.bend])
+        found: np.ndarray = self.start + self.gain * bent + self.drift * max(doublings, 0.0)
         return found
 
     def at(self, pairs: int) -> Forecast:
@@ -135,34 +136,46 @@ def fit_curves(sizes: Sequence[int], recall: np.ndarray, *, queries: int, seed: 
         )
     rng = np.random.default_rng(seed)
     doublings = np.log2(np.asarray(sizes) / sizes[-1])
-    parts = [_fitted(values, doublings, queries, rng) for _ in range(RESAMPLES)]
-    start, gain = np.array(parts).T
-    return Curves(
-        int(sizes[-1]),
-        start,
-        gain,
-        rng.choice(BENDS, RESAMPLES),
-        DRIFT * rng.standard_normal(RESAMPLES),
-    )
-
-
-def _fitted(
-    values: np.ndarray, doublings: np.ndarray, queries: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Draw repetitions and queries anew; return the log odds at the end and the slope there."""
-    drawn = values[:, rng.integers(0, values.shape[1], values.shape[1])].mean(1)
-    # Queries are the same at all sizes: chance moves the curve as a whole, and a little each.
-    noise = np.sqrt(np.maximum(drawn * (1 - drawn), 1 / queries) / queries)
-    drawn = drawn + noise * (0.7 * rng.standard_normal() + 0.5 * rng.standard_normal(len(drawn)))
-    odds = _log_odds(drawn)
+    odds = _drawn(values, queries, rng)
     # The last sizes say most of what comes.
-    weights = 2.0 ** (doublings / 2)
-    middle = np.average(doublings, weights=weights)
-    spread = np.average(np.square(doublings - middle), weights=weights)
-    together = np.average((doublings - middle) * odds, weights=weights)
-    slope = max(float(together / spread), 0.0)  # more pairs do not harm
-    start = float(np.average(odds, weights=weights) - slope * middle)
-    return start, slope
+    weights = 2.0 ** (doublings / 4)
+    lines = [_lines(_bent(doublings, bend), odds, weights) for bend in BENDS]
+    # [bends, curves] each
+    starts, gains, misfits = (np.stack(part) for part in zip(*lines, strict=True))
+    fit = -misfits / (2 * MISFIT**2)
+    share = np.exp(fit - fit.max(0))
+    limits = np.cumsum(share / share.sum(0), axis=0)
+    chosen = (rng.random(RESAMPLES) > limits[:-1]).sum(0)
+    start, gain = (np.take_along_axis(part, chosen[None], 0)[0] for part in (starts, gains))
+    bend = np.array(BENDS)[chosen]
+    return Curves(int(sizes[-1]), start, gain, bend, DRIFT * rng.standard_normal(RESAMPLES))
+
+
+def _bent(doublings: float | np.ndarray, bend: float) -> Any:
+    """Return the gains of some doublings, in those of the first beyond the largest size."""
+    return doublings if bend == 1 else (1 - bend**doublings) / (1 - bend)
+
+
+def _drawn(values: np.ndarray, queries: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw repetitions and queries anew; return log odds, float64 [RESAMPLES, sizes]."""
+    repetitions = values.shape[1]
+    taken = rng.integers(0, repetitions, (RESAMPLES, repetitions))
+    drawn = values.T[taken].mean(1)
+    noise = np.sqrt(np.maximum(drawn * (1 - drawn), 1 / queries) / queries)
+    shared, own = rng.standard_normal((RESAMPLES, 1)), rng.standard_normal(drawn.shape)
+    return _log_odds(drawn + noise * (SHARED_NOISE * shared + OWN_NOISE * own))
+
+
+def _lines(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return weighted least-squares lines of rows: values at 0, slopes, and what they miss."""
+    middle, level = np.average(x, weights=weights), np.average(y, axis=1, weights=weights)
+    spread = np.average(np.square(x - middle), weights=weights)
+    together = np.average((x - middle) * (y - level[:, None]), axis=1, weights=weights)
+    slope = np.maximum(together / spread, 0.0)  # more pairs do not harm
+    missed = y - level[:, None] - slope[:, None] * (x - middle)
+    return level - slope * middle, slope, np.square(missed) @ weights
 
 
 def _log_odds(share: np.ndarray) -> np.ndarray:
