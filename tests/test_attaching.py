@@ -18,7 +18,7 @@ import pytest
 from modalign import DataError, MismatchError, UsageError, load_encoder, load_space, read_pairs
 from modalign.cli import main
 from modalign.recipes import OneEncoderRecipe
-from modalign.space.attaching import attach, open_attached
+from modalign.space.attaching import AttachedStore, attach, open_attached
 from vector_spaces import DIRECTED as RECIPE
 from vector_spaces import DIRECTED_SIZES as SIZES
 from vector_spaces import key, spec, write_table, write_world
@@ -105,6 +105,23 @@ def test_the_recall_through_the_engine_is_that_of_a_slow_count(world, attached):
         first += found == [name.replace("i", "t")]
     assert proof["through_store"]["queries"] == len(held)
     assert proof["through_store"]["recall_at_1"] == pytest.approx(first / len(held))
+
+
+def test_a_stores_results_are_sorted_anew_where_hubs_are_corrected(world, tmp_path):
+    space, _ = attaching(world, tmp_path / "s", recipe=RECIPE.changed({"scoring": "csls"}))
+    scoring = space.family.scoring["image", "text"]
+    assert scoring.corrects
+    with open_attached(space, f"npy:{world / 'stored.npy'}").store as store:
+        gallery = AttachedStore(store, "text", space.embedding_sha256("text"))
+        hits = space.search(gallery, ["i5", "i9"], modality="image", k=4)
+    image = load_encoder(spec(world, "image"), modality="image").encode(["i5", "i9"])
+    queries = space.query(image, source="image", target="text")
+    stored = np.load(world / "stored.npy")
+    # The store has fewer rows than are looked at: sorting them anew is the full correction.
+    corrected = scoring.applied(queries, stored).similarity()
+    assert hits.ids == [[key("text", row) for row in np.argsort(-c)[:4]] for c in corrected]
+    proof = json.loads((tmp_path / "s" / "attached.json").read_text(encoding="utf-8"))
+    assert proof["unchanged"]
 
 
 def test_search_by_the_command_line_prints_ids_of_the_store(attached, capsys):

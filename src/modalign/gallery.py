@@ -125,8 +125,14 @@ class Searchable(Protocol):
     def where(self) -> str:
         """How messages name it."""
 
+    def __len__(self) -> int:
+        """Return how many items there are."""
+
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the k most similar items of each query, float [Q, D] of any length."""
+
+    def result_vectors(self, hits: Hits, query: int) -> np.ndarray:
+        """Return the stored vectors of the items found for one of the queries, float [k, D]."""
 
     def shown(self, hits: Hits) -> list[list[str | None]]:
         """Return what each hit is, its text or its path; None where that is not stored."""
@@ -319,6 +325,11 @@ class Gallery:
     def where(self) -> str:
         """How messages name it."""
         return f"gallery {self.folder}"
+
+    def result_vectors(self, hits: Hits, query: int) -> np.ndarray:
+        """Return the stored vectors of the items found for one of the queries, float [k, D]."""
+        found: np.ndarray = self.vectors[hits.rows[query]]
+        return found
 
     def shown(self, hits: Hits) -> list[list[str | None]]:
         """Return what each hit was, its text or its path; None where that was not stored."""

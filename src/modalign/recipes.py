@@ -20,6 +20,16 @@ from modalign.errors import UsageError, check_known
 CHECKPOINT_SECONDS = 30.0
 
 
+CORRECTIONS = (
+    "chosen",
+    "none",
+    "centring",
+    "csls",
+    "inverted-softmax",
+    "inverse-convolution",
+)
+
+
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
     return field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
@@ -76,6 +86,10 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = _option(
         "float32", "Arithmetic of a training step", ("float32", "bfloat16")
     )
+    scoring: str = _option(
+        "none", "Hub correction of similarities; chosen: on validation rows", CORRECTIONS
+    )
+    bank_items: int = _option(1024, "Training queries kept for hub correction, at most")
 
     def __post_init__(self) -> None:
         """Refuse values no run could use.
@@ -86,6 +100,8 @@ class Recipe:
         for name in ("width", "batch_size", "epochs", "min_steps", "patience", "validate_steps"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("validation_items", self.validation_items, 1)
+        check_at_least("bank_items", self.bank_items, 1)
+        check_known(self.scoring, CORRECTIONS, what="scoring")
         for name in ("dropout", "feature_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 <= {name} < 1")
@@ -276,14 +292,6 @@ class AltMoERecipe(Recipe):
 
 CLOSED_FORM_NAMES = ("cca", "ridge", "procrustes", "subspace")
 MEMBER_NAMES = (*CLOSED_FORM_NAMES, "residual", "mlp")
-CORRECTIONS = (
-    "chosen",
-    "none",
-    "centring",
-    "csls",
-    "inverted-softmax",
-    "inverse-convolution",
-)
 PAIR_LOSSES = ("info-nce", "sigmoid", "distribution")
 
 
@@ -335,10 +343,6 @@ class CombinedRecipe(Recipe):
     alignment_weight: float = _option(
         0.0, "Weight of the squared distance of vectors that belong together"
     )
-    scoring: str = _option(
-        "none", "Hub correction of similarities; chosen: on validation rows", CORRECTIONS
-    )
-    bank_items: int = _option(1024, "Training queries kept for hub correction, at most")
     choose: bool = _option(
         False, "Choose members by rows held out of the training rows, within --budget"
     )
@@ -347,8 +351,7 @@ class CombinedRecipe(Recipe):
     def __post_init__(self) -> None:
         """Refuse values no run could use; see `Recipe`."""
         super().__post_init__()
-        for name in ("hidden", "bank_items"):
-            check_at_least(name, getattr(self, name), 1)
+        check_at_least("hidden", self.hidden, 1)
         for name in (
             "regularisation",
             "power",
@@ -364,7 +367,6 @@ class CombinedRecipe(Recipe):
         for name in self.member_names:
             check_known(name, MEMBER_NAMES, what="member")
         check_known(self.start, CLOSED_FORM_NAMES, what="closed form")
-        check_known(self.scoring, CORRECTIONS, what="scoring")
         check_known(self.loss, PAIR_LOSSES, what="loss")
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from modalign.encoders import Encoder
 from modalign.encoders.contract import batched
-from modalign.errors import DataError, MismatchError, UsageError
+from modalign.errors import CorruptError, DataError, MismatchError, UsageError
 from modalign.features.store import differences
 from modalign.gallery import Hits
 from modalign.pairs import Pairs
@@ -56,6 +56,20 @@ class AttachedStore:
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Search through the store's own engine; see `Store.search`."""
         return self.store.search(queries, k)
+
+    def __len__(self) -> int:
+        return self.store.count
+
+    def result_vectors(self, hits: Hits, query: int) -> np.ndarray:
+        """Return the stored vectors of the items found for one of the queries, float32 [k, D]."""
+        ids, vectors = self.store.vectors([found for found in hits.ids[query] if found])
+        if len(ids) < sum(1 for found in hits.ids[query] if found):
+            raise CorruptError(
+                f"{self.where}: gave {len(ids)} vectors for the results it had found, expected all "
+                "of them; look whether it is being written to",
+                where=self.where,
+            )
+        return vectors
 
     def shown(self, hits: Hits) -> list[list[str | None]]:
         """Return the text or path stored beside each hit, None where there is none."""
@@ -216,7 +230,8 @@ def engine_recall(
     right = right_values(encoded.pairs, source, target, split="validation")
     rows = sorted(right)[:ENGINE_QUERIES]
     features = encoded.tables[source].take(np.array(rows, np.int64))
-    hits = store.search(space.query(features, source=source, target=target), ENGINE_ANSWERS)
+    gallery = AttachedStore(store, target, space.embedding_sha256(target))
+    hits = space.search_features(gallery, features, modality=source, k=ENGINE_ANSWERS)
     return {
         "from": source,
         "to": target,

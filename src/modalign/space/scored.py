@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalign.gallery import Gallery, Hits, Searchable
+from modalign.gallery import Hits, Searchable
 from modalign.recipes import Recipe
 from modalign.scoring import (
     CANDIDATES,
@@ -76,7 +76,7 @@ def fit_scoring(
 
     Args:
         family: The connectors, trained.
-        recipe: Its `scoring` says what may be chosen; families without one are calibrated only.
+        recipe: Its `scoring` says what may be chosen.
         growth: What the stage brought.
         train: Where banks are drawn from.
         validation: What is chosen and calibrated on.
@@ -99,15 +99,9 @@ def fit_scoring(
     return fitted
 
 
-def kind_of(recipe: Recipe) -> str:
-    """Return the recipe's hub correction; families of the papers have none."""
-    return str(getattr(recipe, "scoring", "none"))
-
-
 def candidates_of(recipe: Recipe) -> list[Correction]:
     """Return the corrections a recipe lets be tried; what is not named is none."""
-    kind = kind_of(recipe)
-    return [c for c in CANDIDATES if kind in ("chosen", c.name)]
+    return [c for c in CANDIDATES if recipe.scoring in ("chosen", c.name)]
 
 
 def bank_name(way: Sequence[str]) -> str:
@@ -125,7 +119,7 @@ class _DrawnBanks:
 
     def __init__(self, family: Family, recipe: Recipe, seed: int) -> None:
         self.family = family
-        self.limit = int(getattr(recipe, "bank_items", 0)) if kind_of(recipe) != "none" else 0
+        self.limit = 0 if recipe.scoring == "none" else recipe.bank_items
         self.seed = seed
         self._sent: dict[tuple[str, ...], np.ndarray] = {}
 
@@ -201,14 +195,13 @@ def scored_hits(
     Returns:
         The k best by corrected similarity; their `similarity` is the cosine as it was.
     """
-    size = len(gallery) if isinstance(gallery, Gallery) else None
-    if not (scoring.corrects and isinstance(gallery, Gallery)):
-        probability = scoring.calibration.probability(hits.similarity, gallery=size)
+    if not scoring.corrects:
+        probability = scoring.calibration.probability(hits.similarity, gallery=len(gallery))
         return replace(hits, probability=probability.astype(np.float32))
-    corrected = np.concatenate(
+    corrected = np.stack(
         [
-            _corrected(scoring, queries[row : row + 1], gallery.vectors[found])
-            for row, found in enumerate(hits.rows)
+            _corrected(scoring, queries[row : row + 1], gallery, hits, row)
+            for row in range(len(hits.ids))
         ]
     )
     best, order = best_results(corrected, k)
@@ -216,12 +209,21 @@ def scored_hits(
         [[ids[place] for place in row] for ids, row in zip(hits.ids, order, strict=True)],
         np.take_along_axis(hits.rows, order, axis=1),
         np.take_along_axis(hits.similarity, order, axis=1),
-        scoring.calibration.probability(best, gallery=size).astype(np.float32),
+        scoring.calibration.probability(best, gallery=len(gallery)).astype(np.float32),
     )
 
 
-def _corrected(scoring: Scoring, query: np.ndarray, found: np.ndarray) -> np.ndarray:
-    return scoring.applied(query, found).similarity()
+def _corrected(
+    scoring: Scoring, query: np.ndarray, gallery: Searchable, hits: Hits, row: int
+) -> np.ndarray:
+    """Return the corrected similarities of a query's results; -inf where there is none."""
+    found = np.full(len(hits.ids[row]), -np.inf, np.float32)
+    # An approximate index may find fewer than it was asked for: what is missing comes last.
+    count = sum(1 for hit_id in hits.ids[row] if hit_id)
+    if count:
+        vectors = gallery.result_vectors(hits, row)[:count]
+        found[:count] = scoring.applied(query, vectors).similarity()[0]
+    return found
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,9 @@ class Space:
         Raises:
             MismatchError: The gallery is of another space.
         """
-        return self._search(gallery, self._encode(modality, items, exact=False), modality, k)
+        self.check_gallery(gallery)
+        features = self._encode(modality, items, exact=False)
+        return self.search_features(gallery, features, modality=modality, k=k)
 
     def search_mixed(
         self, galleries: Sequence[Searchable], items: Iterable[str], *, modality: str, k: int = 10
@@ -314,10 +316,16 @@ class Space:
                     target=gallery.modality,
                 )
         features = self._encode(modality, items, exact=False)
-        found = [self._search(gallery, features, modality, k) for gallery in galleries]
+        found = [
+            self.search_features(gallery, features, modality=modality, k=k)
+            for gallery in galleries
+        ]
         return found, mixed_hits(found, k)
 
-    def _search(self, gallery: Searchable, features: Features, modality: str, k: int) -> Hits:
+    def search_features(
+        self, gallery: Searchable, features: Features, *, modality: str, k: int = 10
+    ) -> Hits:
+        """Search by features that are encoded already; see `search`."""
         self.check_gallery(gallery)
         queries = self.query(features, source=modality, target=gallery.modality)
         scoring = self.family.scoring.get((modality, gallery.modality))
