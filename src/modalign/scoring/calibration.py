@@ -18,8 +18,8 @@ from modalign.errors import DataError, ShapeError, UsageError
 # Results a query that a calibration is fitted on.
 HITS = 10
 BINS = 15
-# Fewer results above a threshold say nothing about precision there.
-LEAST_ABOVE = 100
+# From fewer results a precision is known to no better than three points in a hundred.
+LEAST_ABOVE = 250
 NEWTON_STEPS = 60
 # Highest probabilities that are tried: of results that match as well as any, some are nobody's
 # pair.
