@@ -780,6 +780,55 @@ def test_the_rows_left_without_an_item_keep_their_splits(tmp_path):
     assert rest.positives("a", "b", split="validation").tolist() == [[1, 1]]
 
 
+# Rows that lack modalities
+
+
+THREE = {"a": "key", "b": "key", "c": "key"}
+
+
+def read_three(path, **options):
+    options = {"validation": 0, "may_be_empty": True, **options}
+    return read_pairs(path, ["a", "b", "c"], reads=THREE, **options)
+
+
+def test_a_row_may_lack_modalities_where_that_is_allowed(tmp_path):
+    rows = ["x,p,u", "y,,v", ",q,w"]
+    pairs = read_three(key_table(tmp_path, *rows, header="a,b,c"))
+    assert values_by_row(pairs, "a") == [["x"], ["y"], []]
+    assert values_by_row(pairs, "b") == [["p"], [], ["q"]]
+    assert pairs.positives("a", "b").tolist() == [[0, 0]]
+    assert pairs.positives("a", "c").tolist() == [[0, 0], [1, 1]]
+    with pytest.raises(DataError, match=r"row 2 .*column 'b' is empty"):
+        read_three(key_table(tmp_path, *rows, header="a,b,c"), may_be_empty=False)
+
+
+def test_a_row_of_one_modality_joins_nothing(tmp_path):
+    table = key_table(tmp_path, "x,p,u", "y,,", header="a,b,c")
+    message = r"row 2 \(line 3\): 1 of the columns 'a', 'b', 'c' hold something, expected two"
+    with pytest.raises(DataError, match=message):
+        read_three(table)
+    pairs = read_three(table, on_error="skip")
+    assert len(pairs.skipped) == 1
+    assert len(pairs.splits) == 1
+
+
+def test_rows_that_lack_a_modality_are_held_out_with_those_they_share_items_with(tmp_path):
+    rows = [f"x{n // 2},{'' if n % 2 else f'p{n}'},u{n}" for n in range(40)]
+    rows += [f",p{n},u{n}" for n in range(40, 80)]
+    pairs = read_three(key_table(tmp_path, *rows, header="a,b,c"), validation=0.2)
+    assert set(pairs.split_sizes()) == {"train", "validation"}
+    splits = pairs.splits[:40].reshape(20, 2)
+    assert (splits[:, 0] == splits[:, 1]).all()
+    assert pairs.splits[40:].any()
+
+
+def test_without_keeps_rows_that_never_had_the_modality(tmp_path):
+    pairs = read_three(key_table(tmp_path, "x,p,u", "y,,v", "z,q,w", header="a,b,c"))
+    rest = pairs.without("b", [0], ["broken"])
+    assert values_by_row(rest, "a") == [["y"], ["z"]]
+    assert values_by_row(rest, "b") == [[], ["q"]]
+
+
 def test_without_nothing_changes_nothing(tmp_path):
     pairs = read_keys(key_table(tmp_path, "x,p", "y,q")).without("a", [], [])
     assert (pairs.items["a"].ids, pairs.skipped) == (("x", "y"), ())

@@ -31,7 +31,8 @@ def test_an_unknown_recipe_lists_the_known():
 
 def test_an_unknown_field_lists_the_known():
     with pytest.raises(
-        UsageError, match="oneencoder recipe field 'depht' is unknown; known: bank_items, batch_size"
+        UsageError,
+        match="oneencoder recipe field 'depht' is unknown; known: bank_items, batch_size",
     ):
         OneEncoderRecipe().changed({"depht": 2})
 

@@ -41,6 +41,11 @@ PAIRS = click.argument("pairs", type=click.Path(path_type=Path))
 @COLUMN
 @click.option("--recipe", default="oneencoder", show_default=True, help="See `modalign recipes`.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The space's folder.")
+@click.option(
+    "--allow-empty",
+    is_flag=True,
+    help="Of three modalities and more: a row may lack some, so long as two are there.",
+)
 @VALIDATION
 @recipe_flags()
 @CHECKPOINT
@@ -325,6 +330,7 @@ def read_table(
         seed=options["seed"],
         validation=validation,
         on_error=options["on_error"],
+        may_be_empty=options.get("allow_empty", False),
     )
 
 

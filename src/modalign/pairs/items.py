@@ -221,13 +221,16 @@ def column_of(modality: str, name: str, reads: Reads | None) -> Column:
     return Column(modality, name, reads)
 
 
-def read_cells(table: Table, column: Column, rejected: Rejected) -> Cells:
+def read_cells(
+    table: Table, column: Column, rejected: Rejected, *, may_be_empty: bool = False
+) -> Cells:
     """Take the cells of a column apart and check each value.
 
-    Empty cells and missing files go into `rejected`. In a CSV or TSV file a cell that begins
-    with a bracket and a quote, `["` or `['`, is meant as a JSON list of texts, and is an error
-    where it is none: half a list is no caption. Any other text may begin with a bracket, as
-    "[laughs] a man"; one that begins with both is written as a list of one text.
+    Empty cells, unless they may be empty, and missing files go into `rejected`. In a CSV or TSV
+    file a cell that begins with a bracket and a quote, `["` or `['`, is meant as a JSON list of
+    texts, and is an error where it is none: half a list is no caption. Any other text may begin
+    with a bracket, as "[laughs] a man"; one that begins with both is written as a list of one
+    text.
 
     Raises:
         DataError: A cell holds what is neither a text nor a list of texts.
@@ -242,7 +245,8 @@ def read_cells(table: Table, column: Column, rejected: Rejected) -> Cells:
             if text is None:
                 faults.add(row + 1, int(table.lines[row]), _wrong_kind(value, column))
             elif not text:
-                rejected.add(table, row, value="", reason=_empty(column))
+                if not may_be_empty:
+                    rejected.add(table, row, value="", reason=_empty(column))
             else:
                 values.append(text)
                 rows.append(row)

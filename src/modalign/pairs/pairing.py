@@ -133,7 +133,7 @@ class Pairs:
     def without(self, modality: str, indices: Sequence[int], reasons: Sequence[str]) -> Pairs:
         """Return the pairs without some items, as broken media found later.
 
-        Rows left without an item of some modality go as a whole, and so do items left without
+        Rows that lose all they had of the modality go as a whole, and so do items left without
         a row. Indices into the items change, ids do not.
 
         Args:
@@ -152,9 +152,12 @@ class Pairs:
         kept[list(indices)] = False
         links = dict(self.links)
         links[modality] = links[modality].where(kept[links[modality].items])
-        alive = np.ones(len(self.splits), bool)
-        for link in links.values():
-            alive &= np.bincount(link.rows, minlength=len(alive)) > 0
+        rows = len(self.splits)
+        had, has = (
+            np.bincount(found.rows, minlength=rows) > 0
+            for found in (self.links[modality], links[modality])
+        )
+        alive = has | ~had
         skipped = tuple(
             Skipped(items.where(i), items.values[i], reason)
             for i, reason in zip(indices, reasons, strict=True)
@@ -223,6 +226,7 @@ def read_pairs(
     seed: int = 0,
     validation: float = 0.1,
     on_error: OnError = "raise",
+    may_be_empty: bool = False,
 ) -> Pairs:
     """Read which items belong together, and check all that can be checked without opening media.
 
@@ -236,6 +240,7 @@ def read_pairs(
         validation: Share of the groups of rows to hold out, at most 0.5. With 0 there need be
             no validation rows, nor training rows: for a table that is only measured on.
         on_error: "skip" leaves out rows with empty cells or missing files and lists them.
+        may_be_empty: A row may lack modalities, so long as two are there.
 
     Raises:
         UsageError: The call asks for less than two modalities, or leaves open what one reads.
@@ -250,7 +255,11 @@ def read_pairs(
     rejected = Rejected()
     row_ids = read_row_ids(table, asked.id, rejected) if asked.id in table.cells else None
     named = read_splits(table, asked.split, rejected) if asked.split in table.cells else None
-    cells = [read_cells(table, column, rejected) for column in asked.modalities]
+    cells = [
+        read_cells(table, column, rejected, may_be_empty=may_be_empty)
+        for column in asked.modalities
+    ]
+    _reject_lonely(table, cells, rejected)
     skipped = rejected.settle(table, on_error)
     used = np.ones(len(table), bool)
     used[list(rejected.reasons)] = False
@@ -262,6 +271,17 @@ def read_pairs(
     if validation:
         check_splits(path, named[used])
     return replace(pairs, splits=named[used])
+
+
+def _reject_lonely(table: Table, cells: Sequence[Cells], rejected: Rejected) -> None:
+    """Reject the rows that have items of fewer than two modalities."""
+    there = np.zeros(len(table), np.int64)
+    for part in cells:
+        there[np.unique(part.rows)] += 1
+    for row in np.flatnonzero(there < 2).tolist():
+        names = ", ".join(repr(part.column.name) for part in cells)
+        reason = f"{there[row]} of the columns {names} hold something, expected two or more"
+        rejected.add(table, row, value="", reason=reason)
 
 
 def _with_held_out(pairs: Pairs, *, share: float, seed: int) -> Pairs:

@@ -115,7 +115,10 @@ def hold_out(
     """
     binding = [i for i, part in enumerate(items) if part.reads != "text"] or [0]
     roots = group_rows([links[i] for i in binding], rows)
-    names = _group_names(items[binding[0]], links[binding[0]], roots)
+    names: dict[int, str] = {}
+    # A row may lack the first binding modality: the next one it has names its group.
+    for i in dict.fromkeys([*binding, *range(len(items))]):
+        names = _group_names(items[i], links[i], roots) | names
     if len(names) < FEWEST_GROUPS:
         modalities = " or ".join(items[i].modality for i in binding)
         raise DataError(

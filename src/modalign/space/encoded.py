@@ -16,8 +16,8 @@ from modalign.encoders.contract import canonical_json
 from modalign.errors import UsageError
 from modalign.features import EncodedItems, FeatureRows, encode_items
 from modalign.features.encoding import Progress, no_progress
-from modalign.pairs import Pairs, row_numbers, rows_of
-from modalign.space.paired import PairedTables
+from modalign.pairs import SPLITS, Pairs, row_numbers, rows_of
+from modalign.space.paired import PairedTables, RowTables
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,33 @@ class EncodedPairs:
             second: self.tables[second].subset(kept_second),
         }
         return PairedTables(first, second, tables, np.stack([a, b], axis=1))
+
+    def joined(self, modalities: Sequence[str], split: str) -> RowTables:
+        """Return the features and rows of a split, renumbered to its own items.
+
+        A row with several items of a modality comes as often, with each of them in turn.
+        """
+        pairs = self.pairs
+        of_split = np.flatnonzero(pairs.splits == SPLITS.index(split))
+        starts, counts = [], []
+        for modality in modalities:
+            rows = pairs.links[modality].rows
+            starts.append(np.searchsorted(rows, of_split, side="left"))
+            counts.append(np.searchsorted(rows, of_split, side="right") - starts[-1])
+        times = np.maximum(np.max(counts, axis=0), 1)
+        row = np.repeat(np.arange(len(of_split)), times)
+        turn = np.arange(len(row)) - np.repeat(np.cumsum(times) - times, times)
+        tables, columns = {}, []
+        for modality, start, count in zip(modalities, starts, counts, strict=True):
+            there = count[row] > 0
+            place = start[row] + turn % np.maximum(count[row], 1)
+            items = pairs.links[modality].items[place[there]]
+            kept, number = np.unique(items, return_inverse=True)
+            column = np.full(len(row), -1, np.int64)
+            column[there] = number
+            tables[modality] = self.tables[modality].subset(kept)
+            columns.append(column)
+        return RowTables(tables, np.stack(columns, axis=1))
 
 
 def encode_pairs(

@@ -41,6 +41,26 @@ class PairedTables:
         return [d for d in directions if set(d) == {self.first, self.second}]
 
 
+@dataclass(frozen=True)
+class RowTables:
+    """Features of several modalities and the rows that join them, of one split.
+
+    Attributes:
+        tables: Features by modality.
+        rows: Of each row the item of each modality, in the order of `tables`; -1 where the row
+            lacks it, int64 [R, M].
+    """
+
+    tables: dict[str, FeatureRows]
+    rows: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which modalities each row has, bool [R, M]."""
+        found: np.ndarray = self.rows >= 0
+        return found
+
+
 def chunks(table: FeatureRows) -> Iterator[Features]:
     """Return the rows of a table in order, some thousand at a time."""
     starts = range(0, len(table), CHUNK_ROWS)

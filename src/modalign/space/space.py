@@ -317,8 +317,7 @@ class Space:
                 )
         features = self._encode(modality, items, exact=False)
         found = [
-            self.search_features(gallery, features, modality=modality, k=k)
-            for gallery in galleries
+            self.search_features(gallery, features, modality=modality, k=k) for gallery in galleries
         ]
         return found, mixed_hits(found, k)
 
