@@ -142,7 +142,7 @@ def test_recipe_help_starts_with_a_capital_and_lists_what_may_be_chosen(run: Run
             if choices := item.metadata["choices"]:
                 assert f"--{item.name.replace('_', '-')}[{'|'.join(choices)}]" in text
     assert {name for name, item in FIELDS.items() if item.metadata["choices"]} == {
-        "schedule", "precision", "fusion", "token",
+        "schedule", "precision", "fusion", "token", "scoring",
     }  # fmt: skip
 
 
@@ -562,8 +562,8 @@ def test_a_folder_of_the_wrong_kind_is_told(
 @pytest.mark.parametrize(
     ("queries", "words"),
     [
-        (["--text", "t1", "--image", "i1"], "2 queries are given, expected one"),
-        ([], "0 queries are given, expected one"),
+        (["--text", "t1", "--image", " "], "--image is empty, expected what to search by"),
+        ([], "no query is given, expected --text"),
         (["--query", "smell=x"], "modality 'smell' is unknown; known: audio, image, text"),
         (["--text", "t1", "-k", "0"], "'-k': 0 is not in the range"),
     ],
@@ -572,6 +572,15 @@ def test_search_wants_one_query_of_a_known_modality(
     made: dict[str, Any], run: Run, queries: list[str], words: str
 ):
     assert words in refused(run, "search", made["space"], made["gallery"], *queries)
+
+
+def test_several_queries_are_one(made: dict[str, Any], printed: Any):
+    call = ["search", made["space"], made["gallery"], "-k", "3"]
+    both = printed(*call, "--text", "t11", "--audio", "a11")
+    assert (both["from"], both["to"]) == ("text+audio", "image")
+    assert both["hits"][0]["probability"] is None
+    # Both parts mean the same scene: so does what they find.
+    assert "i11" in [hit["id"] for hit in both["hits"]]
 
 
 def test_a_query_that_is_not_there_is_named(made: dict[str, Any], run: Run):

@@ -435,7 +435,7 @@ def test_a_variant_is_read_with_the_types_of_its_fields():
         ("=oneencoder", r"variant '=oneencoder': expected NAME=RECIPE"),
         ("a=oneencoder,wide", r"variant 'a=oneencoder,wide': expected NAME=RECIPE"),
         ("a=twoencoder", r"recipe 'twoencoder' is unknown; known: alt-moe, alt-moe-paper, auto"),
-        ("a=oneencoder,experts=4", r"oneencoder recipe field 'experts' is unknown; known: batch_"),
+        ("a=oneencoder,experts=4", r"oneencoder recipe field 'experts' is unknown; known: bank_"),
         ("a=oneencoder,width=wide", r"width is 'wide', expected a whole number"),
         ("a=oneencoder,dropout=some", r"dropout is 'some', expected a number"),
         ("a=oneencoder,standardize=1", r"standardize is '1', expected on or off"),

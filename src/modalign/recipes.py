@@ -292,7 +292,7 @@ class AltMoERecipe(Recipe):
 
 CLOSED_FORM_NAMES = ("cca", "ridge", "procrustes", "subspace")
 MEMBER_NAMES = (*CLOSED_FORM_NAMES, "residual", "mlp")
-PAIR_LOSSES = ("info-nce", "sigmoid", "distribution")
+PAIR_LOSSES = ("info-nce", "sigmoid", "distribution", "n-way")
 
 
 @dataclass(frozen=True)
@@ -327,8 +327,9 @@ class CombinedRecipe(Recipe):
     hidden: int = _option(1024, "Inner width of a network")
     loss: str = _option(
         "info-nce",
-        "Of networks: a softmax over the batch, a sigmoid for each pair, or matching the "
-        "distribution of a row's similarities",
+        "Of networks: a softmax over the batch, a sigmoid for each pair, matching the "
+        "distribution of a row's similarities, or (of three modalities and more) each against all "
+        "others together",
         PAIR_LOSSES,
     )
     mixup: float = _option(
@@ -368,6 +369,11 @@ class CombinedRecipe(Recipe):
             check_known(name, MEMBER_NAMES, what="member")
         check_known(self.start, CLOSED_FORM_NAMES, what="closed form")
         check_known(self.loss, PAIR_LOSSES, what="loss")
+        if self.loss == "n-way" and (self.choose or set(self.member_names) != {"mlp"}):
+            raise UsageError(
+                f"loss n-way trains members mlp alone, the members are {self.members!r}; give "
+                "--members mlp with recipe combined"
+            )
 
     @property
     def member_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,12 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 @click.option("--image", help="Search by a picture.")
 @click.option("--audio", help="Search by a sound.")
 @click.option("--video", help="Search by a clip.")
-@click.option("--query", metavar="MODALITY=VALUE", help="Search by any modality of the space.")
+@click.option(
+    "--query",
+    metavar="MODALITY=VALUE",
+    multiple=True,
+    help="Search by any modality of the space.",
+)
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
 @OWN_ENCODER
 @drawless
@@ -115,18 +120,14 @@ def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **opt
 
     GALLERY is a folder that `modalign embed` wrote, of any modality of the space, or the store
     that `modalign attach` made the space for, named as there. Several are searched as one:
-    their results are ranked by how probably each is a match.
+    their results are ranked by how probably each is a match. Queries of several modalities,
+    as a picture and words, are one query.
     """
     use_machine(options)
-    modality, value = the_query(options)
+    query = the_queries(options)
     loaded = open_space(space, options)
     stored = [open_searchable(loaded, gallery) for gallery in galleries]
-    if len(stored) == 1:
-        results = [loaded.search(stored[0], [value], modality=modality, k=k)]
-        order = [(0, place) for place in range(len(results[0].ids[0]))]
-    else:
-        results, mixed = loaded.search_mixed(stored, [value], modality=modality, k=k)
-        order = [(hit.gallery, hit.place) for hit in mixed[0]]
+    results, order = found_by(loaded, stored, query, k=k)
     found = [
         {**shown_hit(results[number], place, stored[number]), "gallery": galleries[number]}
         for number, place in order
@@ -134,7 +135,7 @@ def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **opt
     ]
     if as_json:
         print_json(
-            {"from": modality, "to": "+".join(each.modality for each in stored), "hits": found}
+            {"from": "+".join(query), "to": "+".join(g.modality for g in stored), "hits": found}
         )
         return
     for place, hit in enumerate(found, start=1):
@@ -142,6 +143,31 @@ def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **opt
         likely = "" if hit["probability"] is None else f"  {hit['probability']:4.0%}"
         of = f"  {hit['modality']}" if len(stored) > 1 else ""
         click.echo(f"{place:3d}  {hit['similarity']:.3f}{likely}{of}  {hit['id']}{shown}")
+
+
+def found_by(
+    space: Space, galleries: Sequence[Searchable], query: Mapping[str, str], *, k: int
+) -> tuple[list[Hits], list[tuple[int, int]]]:
+    """Search; return each gallery's results, and which of them to show, as (gallery, place).
+
+    Raises:
+        UsageError: A query of several modalities is put to several galleries.
+    """
+    if len(query) > 1 and len(galleries) > 1:
+        raise UsageError(
+            f"a query of {' and '.join(query)} is put to {len(galleries)} galleries: what it finds "
+            "has no probability to rank it by; search one gallery at a time"
+        )
+    if len(galleries) > 1:
+        ((modality, value),) = query.items()
+        results, mixed = space.search_mixed(galleries, [value], modality=modality, k=k)
+        return results, [(hit.gallery, hit.place) for hit in mixed[0]]
+    if len(query) > 1:
+        hits = space.search_composed(galleries[0], query, k=k)
+    else:
+        ((modality, value),) = query.items()
+        hits = space.search(galleries[0], [value], modality=modality, k=k)
+    return [hits], [(0, place) for place in range(len(hits.ids[0]))]
 
 
 def shown_hit(hits: Hits, place: int, gallery: Searchable) -> dict[str, Any]:
@@ -326,12 +352,12 @@ def open_searchable(space: Space, text: str) -> Searchable:
 
 def check_query_file(space: Space, options: Mapping[str, Any]) -> None:
     """Raise a UsageError where the file of a query is not there."""
-    if not any(options.get(name) is not None for name in (*QUERY_FLAGS, "query")):
+    if not (options.get("query") or any(options.get(n) is not None for n in QUERY_FLAGS)):
         return
-    modality, value = the_query(options)
-    reads = space.stage_of(modality).record["encoders"][modality]["reads"]
-    if reads == "file":
-        check_there(Path(value), what=f"{modality} query")
+    for modality, value in the_queries(options).items():
+        reads = space.stage_of(modality).record["encoders"][modality]["reads"]
+        if reads == "file":
+            check_there(Path(value), what=f"{modality} query")
 
 
 def check_gallery_folder(folder: Path) -> None:
@@ -345,24 +371,23 @@ def check_gallery_folder(folder: Path) -> None:
         )
 
 
-def the_query(options: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the query's modality and value.
+def the_queries(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the query's value by modality; several are one query.
 
     Raises:
-        UsageError: None or several are given, or it is empty.
+        UsageError: None is given, or one is empty.
     """
     given = {name: options[name] for name in QUERY_FLAGS if options[name] is not None}
-    if options["query"] is not None:
-        given |= named_values((options["query"],), option="query")
-    if len(given) != 1:
+    given |= named_values(options["query"], option="query")
+    if not given:
         raise UsageError(
-            f"{len(given)} queries are given, expected one of --text, --image, --audio, --video "
-            "or --query MODALITY=VALUE"
+            "no query is given, expected --text, --image, --audio, --video or --query "
+            "MODALITY=VALUE; several of them are one query"
         )
-    ((name, value),) = given.items()
-    if not value.strip():
-        raise UsageError(f"--{name} is empty, expected what to search by; give a value")
-    return name, value
+    for name, value in given.items():
+        if not value.strip():
+            raise UsageError(f"--{name} is empty, expected what to search by; give a value")
+    return given
 
 
 def wanted_directions(

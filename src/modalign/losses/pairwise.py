@@ -81,7 +81,11 @@ def _divergence(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 def n_way_info_nce(
-    vectors: Sequence[Tensor], present: Tensor, temperature: Tensor | float
+    vectors: Sequence[Tensor],
+    present: Tensor,
+    temperature: Tensor | float,
+    *,
+    items: Tensor | None = None,
 ) -> Tensor:
     """Return InfoNCE of three or more modalities at once: each against all others together.
 
@@ -94,6 +98,8 @@ def n_way_info_nce(
             anything finite.
         present: Which modalities each row has, bool [B, M].
         temperature: Divisor of similarity, > 0.
+        items: Which item each row has of each modality, int64 [B, M]: rows of one item are no
+            negatives of each other; by default all are different.
 
     Returns:
         A scalar: the mean over modalities of symmetric InfoNCE; 0 where no row takes part.
@@ -121,7 +127,8 @@ def n_way_info_nce(
         query = product_of(
             [v[used] for place, v in enumerate(vectors) if place != number], others[used]
         )
-        same = torch.eye(int(used.sum()), dtype=torch.bool, device=target.device)
+        kept = torch.arange(rows, device=target.device) if items is None else items[:, number]
+        same = kept[used, None] == kept[used]
         losses.append(info_nce(query, target[used], same, temperature))
     return torch.stack(losses).mean() if losses else vectors[0].sum() * 0.0
 

@@ -162,7 +162,7 @@ def with_members(
 
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
     """Raise a UsageError unless a first stage can join these modalities."""
-    wanted = FAMILIES[recipe.family].first_modalities
+    wanted = FAMILIES[recipe.family].first_count(recipe)
     if len(modalities) < 2 or (wanted is not None and len(modalities) != wanted):
         raise UsageError(
             f"align joins {'two' if wanted else 'two or more'} modalities, the call names "
@@ -288,7 +288,15 @@ def untrained(
         torch.manual_seed(seed)
         part = family.grow(recipe, growth)
     train, validation = (paired_splits(encoded, growth, split) for split in ("train", "validation"))
-    job = family.objective(recipe, growth, train=train, validation=validation, seed=seed)
+    joined = [*growth.widths] if growth.anchor is None else [*growth.widths, growth.anchor]
+    job = family.objective(
+        recipe,
+        growth,
+        train=train,
+        validation=validation,
+        seed=seed,
+        rows=lambda split: encoded.joined(joined, split),
+    )
     return part, job
 
 

@@ -5,8 +5,9 @@ Gallery and query go through the same members; see `modalign.space.joining` for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from torch import nn
 
 from modalign.connectors.members import (
@@ -18,8 +19,9 @@ from modalign.connectors.members import (
 from modalign.recipes import CombinedRecipe
 from modalign.space.families import EmbeddingFamily, Growth, StageObjective, Way
 from modalign.space.joining import FirstMembers, LaterMembers, MembersObjective
-from modalign.space.paired import PairedTables, feature_figures
+from modalign.space.paired import PairedTables, RowTables, feature_figures
 from modalign.space.stages import path_sha256
+from modalign.space.tuples import NWayMembers, composed_vectors
 
 
 class CombinedSpace(EmbeddingFamily):
@@ -27,6 +29,11 @@ class CombinedSpace(EmbeddingFamily):
 
     name = "combined"
     model: CombinedConnectors
+
+    @classmethod
+    def first_count(cls, recipe: CombinedRecipe) -> int | None:
+        """Return two; by the n-way loss two or more."""
+        return None if recipe.loss == "n-way" else 2
 
     def grow(self, recipe: CombinedRecipe, growth: Growth) -> nn.Module:
         """Build the members of the stage's modalities."""
@@ -52,12 +59,27 @@ class CombinedSpace(EmbeddingFamily):
         train: Sequence[PairedTables],
         validation: Sequence[PairedTables],
         seed: int,
+        rows: Callable[[str], RowTables] | None = None,
     ) -> StageObjective:
         """Fit the closed forms; return the job of training the networks."""
+        by_rows = rows is not None and recipe.loss == "n-way" and growth.anchor is None
+        whole = rows("train") if rows is not None and by_rows else None
+        tables = train[0].tables if whole is None else whole.tables
         for name in growth.widths if recipe.standardize else ():
-            self.model.of(name).standardization.fit(*feature_figures(train[0].tables[name]))
+            self.model.of(name).standardization.fit(*feature_figures(tables[name]))
+        if rows is not None and whole is not None:
+            held = rows("validation")
+            return NWayMembers(
+                self, train=whole, held=held, validation=validation, recipe=recipe, seed=seed
+            )
         job: type[MembersObjective] = LaterMembers if growth.anchor else FirstMembers
         return job(self, train=train[0], validation=validation[0], recipe=recipe, seed=seed)
+
+    def composed(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        """Join a query's modalities: by their product where the n-way loss trained them so."""
+        if self.recipe.loss != "n-way":
+            return super().composed(vectors)
+        return composed_vectors(self.model, vectors)
 
     def width_of(self, way: Way) -> int:
         """Return D of the space: the members' widths together."""

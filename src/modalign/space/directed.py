@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -47,7 +47,7 @@ from modalign.space.families import (
     measure_all,
     unit_rows,
 )
-from modalign.space.paired import PairedTables, feature_figures, first_rows
+from modalign.space.paired import PairedTables, RowTables, feature_figures, first_rows
 from modalign.space.stages import path_sha256
 from modalign.training import PairBatches
 from modalign.training.alternation import Alternation
@@ -75,7 +75,6 @@ class DirectedMaps(Family):
     """
 
     name = "alt-moe"
-    first_modalities = None
     model: AltMoE
 
     def __init__(self, recipe: AltMoERecipe, *, device: str = "cpu") -> None:
@@ -84,6 +83,11 @@ class DirectedMaps(Family):
         self.score = recipe.score
         self.widths: dict[str, int] = {}
         self.temperatures: dict[str, float] = {}
+
+    @classmethod
+    def first_count(cls, recipe: AltMoERecipe) -> int | None:
+        """Return None: two or more."""
+        return None
 
     def growth(
         self, recipe: AltMoERecipe, widths: Mapping[str, int], *, anchor: str | None
@@ -122,6 +126,7 @@ class DirectedMaps(Family):
         train: Sequence[PairedTables],
         validation: Sequence[PairedTables],
         seed: int,
+        rows: Callable[[str], RowTables] | None = None,
     ) -> StageObjective:
         """Return the job of training a stage's maps in alternation."""
         if recipe.standardize:

@@ -9,7 +9,7 @@ Search, evaluation and verification know the two sides and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,11 +20,11 @@ from modalign.connectors.blocks import map_in_blocks
 from modalign.connectors.mixture import Direction as ModalityDirection
 from modalign.encoders import Features
 from modalign.errors import UsageError
-from modalign.evaluation import Direction, evaluate_direction
+from modalign.evaluation import Direction, evaluate_direction, every_direction
 from modalign.features import FeatureRows
 from modalign.recipes import Recipe
 from modalign.scoring import Bank, Calibration, Compared, Correction
-from modalign.space.paired import PairedTables, chunks
+from modalign.space.paired import PairedTables, RowTables, chunks
 from modalign.training import Objective
 
 # How features become vectors, as ("embed", "image"), ("raw", "text"), ("map", "image", "text").
@@ -111,8 +111,6 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
-    # What a first stage joins; None: two or more.
-    first_modalities: ClassVar[int | None]
     model: nn.Module
 
     def __init__(self, recipe: Recipe, *, device: str = "cpu") -> None:
@@ -122,6 +120,11 @@ class Family(ABC):
         self.scoring: dict[ModalityDirection, Scoring] = {}
 
     # Training
+
+    @classmethod
+    @abstractmethod
+    def first_count(cls, recipe: Any) -> int | None:
+        """Return how many modalities a first stage joins; None: two or more."""
 
     @abstractmethod
     def growth(self, recipe: Any, widths: Mapping[str, int], *, anchor: str | None) -> Growth:
@@ -148,8 +151,18 @@ class Family(ABC):
         train: Sequence[PairedTables],
         validation: Sequence[PairedTables],
         seed: int,
+        rows: Callable[[str], RowTables] | None = None,
     ) -> StageObjective:
-        """Return the job of training what `grow` added last."""
+        """Return the job of training what `grow` added last.
+
+        Args:
+            recipe: Of the stage.
+            growth: What it brings.
+            train: Features and pairs for every two modalities a direction joins.
+            validation: The same of the validation rows.
+            seed: Of all that is drawn.
+            rows: Gives whole rows of a split, for losses of more than two modalities.
+        """
 
     # The two sides of retrieval
 
@@ -169,6 +182,15 @@ class Family(ABC):
         Raises:
             UsageError: No way leads there, or the family has no such kind.
         """
+
+    def composed(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        """Join the vectors of a query that is given in several modalities, float32 [N, D] each.
+
+        Returns:
+            float32 [N, D]: the mean of the unit vectors, as nothing joins them in training.
+        """
+        joined: np.ndarray = np.mean([unit_rows(side) for side in vectors], axis=0)
+        return joined
 
     def leads(self, source: str, target: str) -> bool:
         """Return whether a way leads from source to target: in a shared space always."""
@@ -204,13 +226,17 @@ class EmbeddingFamily(Family):
     A first stage joins two modalities, a later one adds one; the space has one temperature.
     """
 
-    first_modalities = 2
     temperature: float
 
+    @classmethod
+    def first_count(cls, recipe: Any) -> int | None:
+        """Return two."""
+        return 2
+
     def growth(self, recipe: Any, widths: Mapping[str, int], *, anchor: str | None) -> Growth:
-        """Plan a stage: both directions between its two modalities."""
-        first, second = [*widths, anchor] if anchor else list(widths)
-        return Growth(widths, anchor, ((first, second), (second, first)))
+        """Plan a stage: all directions between its modalities."""
+        joined = [*widths, anchor] if anchor else widths
+        return Growth(widths, anchor, tuple(every_direction(joined)))
 
     def remember(self, temperature: Any) -> None:
         """Take the first stage's temperature; the later ones train with it."""

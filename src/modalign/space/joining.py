@@ -349,7 +349,8 @@ class LaterMembers(MembersObjective):
                 v = self.model.of(self.train.second).member(number, pairs.second)
         else:
             v = self.banks[number][torch.from_numpy(batch.second).to(self.device)]
-        if recipe.loss == "info-nce" and not recipe.mixup:
+        # Of two modalities the n-way loss is InfoNCE.
+        if recipe.loss in ("info-nce", "n-way") and not recipe.mixup:
             main = self._bank_loss(number, u, v, pairs.positives, batch)
         else:
             main = pair_loss(

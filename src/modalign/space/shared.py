@@ -6,7 +6,7 @@ The first stage joins two modalities; a later one adds one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from modalign.space.families import (
     measure_all,
     send_table,
 )
-from modalign.space.paired import PairedTables, feature_figures, first_rows
+from modalign.space.paired import PairedTables, RowTables, feature_figures, first_rows
 from modalign.space.stages import path_sha256
 from modalign.training import PairBatches
 
@@ -62,6 +62,7 @@ class SharedSpace(EmbeddingFamily):
         train: Sequence[PairedTables],
         validation: Sequence[PairedTables],
         seed: int,
+        rows: Callable[[str], RowTables] | None = None,
     ) -> StageObjective:
         """Return the job of the first stage, or of one that adds a modality."""
         entrance = self.model.entrances[-1]

@@ -321,6 +321,34 @@ class Space:
         ]
         return found, mixed_hits(found, k)
 
+    def search_composed(
+        self, gallery: Searchable, query: Mapping[str, str], *, k: int = 10
+    ) -> Hits:
+        """Find what fits a query of several modalities at once, as a picture and words.
+
+        Where the n-way loss trained the space the query is the product of its parts, else their
+        mean. Similarities are neither corrected nor calibrated: no pairs tell how.
+
+        Args:
+            gallery: See `search`.
+            query: An item of each modality.
+            k: Items returned.
+
+        Raises:
+            UsageError: A part is of the gallery's own modality where maps lead to it alone, or no
+                way leads there.
+        """
+        self.check_gallery(gallery)
+        parts = [
+            self.query(
+                self._encode(modality, [item], exact=False),
+                source=modality,
+                target=gallery.modality,
+            )
+            for modality, item in query.items()
+        ]
+        return gallery.search(self.family.composed(parts).astype(np.float32), k)
+
     def search_features(
         self, gallery: Searchable, features: Features, *, modality: str, k: int = 10
     ) -> Hits:
