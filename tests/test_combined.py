@@ -236,24 +236,23 @@ def test_several_galleries_are_ranked_by_one_probability(world, tmp_path):
         )
         galleries.append(made_now)
     texts = [f"t{number}" for number in range(0, 400, 8)]
-    found, mixed = space.search_mixed(galleries, texts, modality="text", k=6)
-    for query, best in enumerate(mixed):
-        assert len(best) == 6
-        everything = np.concatenate([hits.probability[query] for hits in found])
-        np.testing.assert_allclose(
-            [hit.probability for hit in best], np.sort(everything)[::-1][:6], atol=1e-6
-        )
+    tops = []
+    for text in texts:
+        found = space.search_parts(galleries, [space.query_part("text", text)], k=6)
+        assert found.ranked_by == "probability"
+        best = [found.hits[number].probability[0, place] for number, place in found.order]
+        everything = np.concatenate([hits.probability[0] for hits in found.hits])
+        np.testing.assert_allclose(best, np.sort(everything)[::-1][:6], atol=1e-6)
+        tops.append({found.hits[number].ids[0][place] for number, place in found.order})
     # Each text's picture and its sound are both found near the top: neither modality hides one.
-    tops = [
-        {found[hit.gallery].ids[query][hit.place] for hit in best}
-        for query, best in enumerate(mixed)
-    ]
     for letter in "ia":
         assert (
             np.mean([f"{letter}{t[1:]}" in top for t, top in zip(texts, tops, strict=True)]) > 0.7
         )
-    with pytest.raises(UsageError, match="image and audio had no pairs in training"):
-        space.search_mixed(galleries[1:], ["i3"], modality="image")
+    # Pictures and sounds had no pairs in training: the best of each gallery in turn.
+    found = space.search_parts(galleries, [space.query_part("image", "i3")], k=5)
+    assert found.ranked_by == "rank"
+    assert found.order == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
 
 
 def test_evaluation_goes_by_corrected_similarity(world, scored, tmp_path):

@@ -128,8 +128,12 @@ class Searchable(Protocol):
     def __len__(self) -> int:
         """Return how many items there are."""
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
-        """Return the k most similar items of each query, float [Q, D] of any length."""
+    def search(self, queries: np.ndarray, k: int, *, source: str | None = None) -> Hits:
+        """Return the k most similar items of each query, float [Q, D] of any length.
+
+        `source` is the queries' modality, which an approximate index is tuned by; None where they
+        have none, or several.
+        """
 
     def result_vectors(self, hits: Hits, query: int) -> np.ndarray:
         """Return the stored vectors of the items found for one of the queries, float [k, D]."""
@@ -368,7 +372,7 @@ class Gallery:
                 )
         return problems
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
+    def search(self, queries: np.ndarray, k: int, *, source: str | None = None) -> Hits:
         """Find the k items most similar to each query, exactly.
 
         What is found for a query does not depend on the others, nor on the blocks the gallery
@@ -377,6 +381,7 @@ class Gallery:
         Args:
             queries: float [Q, D], of any length; one of zeros finds the first rows.
             k: Items a query, 1 or more; all of them where the gallery is smaller.
+            source: Not used: what is exact needs no tuning.
 
         Raises:
             ShapeError: The queries are of another width.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,54 +120,36 @@ def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **opt
 
     GALLERY is a folder that `modalign embed` wrote, of any modality of the space, or the store
     that `modalign attach` made the space for, named as there. Several are searched as one:
-    their results are ranked by how probably each is a match. Queries of several modalities,
-    as a picture and words, are one query.
+    their results are ranked by how probably each is a match, where that is known. Queries of
+    several modalities, as a picture and words, are one query.
     """
     use_machine(options)
     query = the_queries(options)
     loaded = open_space(space, options)
     stored = [open_searchable(loaded, gallery) for gallery in galleries]
-    results, order = found_by(loaded, stored, query, k=k)
+    parts = [loaded.query_part(modality, value) for modality, value in query.items()]
+    results = loaded.search_parts(stored, parts, k=k)
     found = [
-        {**shown_hit(results[number], place, stored[number]), "gallery": galleries[number]}
-        for number, place in order
-        if results[number].ids[0][place]  # an approximate index may find fewer than k
+        {**shown_hit(results.hits[number], place, stored[number]), "gallery": galleries[number]}
+        for number, place in results.order
     ]
     if as_json:
         print_json(
-            {"from": "+".join(query), "to": "+".join(g.modality for g in stored), "hits": found}
+            {
+                "from": "+".join(query),
+                "to": "+".join(each.modality for each in stored),
+                "ranked_by": results.ranked_by,
+                "hits": found,
+            }
         )
         return
+    if results.ranked_by == "rank":
+        click.echo("the best of each gallery in turn: no probability is known to rank all by")
     for place, hit in enumerate(found, start=1):
         shown = "" if hit["value"] in (None, hit["id"]) else f"  {hit['value']}"
         likely = "" if hit["probability"] is None else f"  {hit['probability']:4.0%}"
         of = f"  {hit['modality']}" if len(stored) > 1 else ""
         click.echo(f"{place:3d}  {hit['similarity']:.3f}{likely}{of}  {hit['id']}{shown}")
-
-
-def found_by(
-    space: Space, galleries: Sequence[Searchable], query: Mapping[str, str], *, k: int
-) -> tuple[list[Hits], list[tuple[int, int]]]:
-    """Search; return each gallery's results, and which of them to show, as (gallery, place).
-
-    Raises:
-        UsageError: A query of several modalities is put to several galleries.
-    """
-    if len(query) > 1 and len(galleries) > 1:
-        raise UsageError(
-            f"a query of {' and '.join(query)} is put to {len(galleries)} galleries: what it finds "
-            "has no probability to rank it by; search one gallery at a time"
-        )
-    if len(galleries) > 1:
-        ((modality, value),) = query.items()
-        results, mixed = space.search_mixed(galleries, [value], modality=modality, k=k)
-        return results, [(hit.gallery, hit.place) for hit in mixed[0]]
-    if len(query) > 1:
-        hits = space.search_composed(galleries[0], query, k=k)
-    else:
-        ((modality, value),) = query.items()
-        hits = space.search(galleries[0], [value], modality=modality, k=k)
-    return [hits], [(0, place) for place in range(len(hits.ids[0]))]
 
 
 def shown_hit(hits: Hits, place: int, gallery: Searchable) -> dict[str, Any]:

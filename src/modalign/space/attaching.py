@@ -53,7 +53,7 @@ class AttachedStore:
         """How messages name it."""
         return self.store.name
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
+    def search(self, queries: np.ndarray, k: int, *, source: str | None = None) -> Hits:
         """Search through the store's own engine; see `Store.search`."""
         return self.store.search(queries, k)
 

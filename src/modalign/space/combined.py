@@ -75,11 +75,11 @@ class CombinedSpace(EmbeddingFamily):
         job: type[MembersObjective] = LaterMembers if growth.anchor else FirstMembers
         return job(self, train=train[0], validation=validation[0], recipe=recipe, seed=seed)
 
-    def composed(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        """Join a query's modalities: by their product where the n-way loss trained them so."""
+    def composed(self, vectors: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        """Join a query's parts: by their product where the n-way loss trained them so."""
         if self.recipe.loss != "n-way":
-            return super().composed(vectors)
-        return composed_vectors(self.model, vectors)
+            return super().composed(vectors, weights)
+        return composed_vectors(self.model, vectors, weights)
 
     def width_of(self, way: Way) -> int:
         """Return D of the space: the members' widths together."""

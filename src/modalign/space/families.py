@@ -183,14 +183,23 @@ class Family(ABC):
             UsageError: No way leads there, or the family has no such kind.
         """
 
-    def composed(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        """Join the vectors of a query that is given in several modalities, float32 [N, D] each.
+    def composed(self, vectors: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        """Join the vectors of a query that is given in several parts.
+
+        Args:
+            vectors: Of each part, float32 [N, D].
+            weights: Of each part, > 0, float32 [parts].
 
         Returns:
-            float32 [N, D]: the mean of the unit vectors, as nothing joins them in training.
+            float32 [N, D]: the weighted mean of the unit vectors, as nothing joins them in
+            training.
         """
-        joined: np.ndarray = np.mean([unit_rows(side) for side in vectors], axis=0)
+        joined: np.ndarray = np.average([unit_rows(side) for side in vectors], 0, weights)
         return joined
+
+    def asks_as_stored(self, source: str, target: str) -> bool:
+        """Return whether what is asked of a target is what is stored of the source."""
+        return self.query_way(source, target) == self.gallery_way(source)
 
     def leads(self, source: str, target: str) -> bool:
         """Return whether a way leads from source to target: in a shared space always."""

@@ -226,45 +226,6 @@ def _corrected(
     return found
 
 
-@dataclass(frozen=True)
-class MixedHit:
-    """A result of a search in several galleries.
-
-    Attributes:
-        gallery: Number of the gallery it lies in.
-        place: Among that gallery's own results.
-        probability: Of being a match, in [0, 1]: what results of several modalities share.
-    """
-
-    gallery: int
-    place: int
-    probability: float
-
-
-def mixed_hits(found: Sequence[Hits], k: int) -> list[list[MixedHit]]:
-    """Rank the results of several galleries by one scale, the probability of being a match.
-
-    Args:
-        found: Of each gallery, for the same queries; all with probabilities.
-        k: Results kept a query.
-
-    Returns:
-        Of each query the k most probable, ties in the order of the galleries.
-    """
-    queries = len(found[0].ids)
-    mixed = []
-    for query in range(queries):
-        all_of = [
-            MixedHit(number, place, float(hits.probability[query, place]))
-            for number, hits in enumerate(found)
-            if hits.probability is not None
-            for place, hit_id in enumerate(hits.ids[query])
-            if hit_id  # an approximate index may find fewer than k
-        ]
-        mixed.append(sorted(all_of, key=lambda hit: -hit.probability)[:k])
-    return mixed
-
-
 def read_scoring(
     record: Mapping[str, Any], banks: Mapping[str, np.ndarray], family: Family
 ) -> dict[tuple[str, str], Scoring]:

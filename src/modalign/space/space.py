@@ -22,15 +22,9 @@ from modalign.scoring import Compared
 from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs, encode_pairs, split_as_trained
-from modalign.space.families import Family, Growth, Sides, Way
-from modalign.space.scored import (
-    BANK,
-    RERANKED,
-    MixedHit,
-    mixed_hits,
-    read_scoring,
-    scored_hits,
-)
+from modalign.space.families import Family, Growth, Sides, Way, unit_rows
+from modalign.space.scored import BANK, read_scoring
+from modalign.space.searching import Found, QueryPart, search_parts, search_queries
 from modalign.space.stages import (
     Stage,
     read_header,
@@ -186,13 +180,15 @@ class Space:
         Args:
             features: Of the source, as in `embed_features`.
             source: The queries' modality.
-            target: The gallery's.
+            target: The gallery's; of the source's own modality what is stored is asked too.
 
         Raises:
             UsageError: A modality is unknown, or no map leads from source to target.
         """
         self.stage_of(source)
         self.stage_of(target)
+        if source == target:
+            return unit_rows(self.embed_features(source, features))
         return self._send(self.family.query_way(source, target), source, features)
 
     def embed_items(
@@ -285,69 +281,29 @@ class Space:
         features = self._encode(modality, items, exact=False)
         return self.search_features(gallery, features, modality=modality, k=k)
 
-    def search_mixed(
-        self, galleries: Sequence[Searchable], items: Iterable[str], *, modality: str, k: int = 10
-    ) -> tuple[list[Hits], list[list[MixedHit]]]:
-        """Search several galleries as one: their results are ranked by probability.
+    def search_parts(
+        self, galleries: Sequence[Searchable], parts: Sequence[QueryPart], *, k: int = 10
+    ) -> Found:
+        """Find what fits a query of one part, or of several at once as a picture and words.
+
+        Where the n-way loss trained the space a query of several is the product of its parts,
+        else their mean. Its similarities are neither corrected nor calibrated: no pairs tell how.
 
         Args:
-            galleries: Of any of `modalities`; see `search`.
-            items: Queries: texts, paths or keys; each is encoded once.
-            modality: The queries' modality.
-            k: Items returned a query.
-
-        Returns:
-            Each gallery's own results, and of each query the k best of all.
-
-        Raises:
-            MismatchError: A gallery is of another space.
-            UsageError: A direction was never calibrated: its modalities had no pairs in training.
-        """
-        for gallery in galleries:
-            self.check_gallery(gallery)
-            if (modality, gallery.modality) not in self.family.scoring:
-                known = ", ".join(b for a, b in self.family.scoring if a == modality)
-                raise UsageError(
-                    f"{gallery.where}: {modality} and {gallery.modality} had no pairs in training, "
-                    "so their similarity has no probability to rank it by beside others; by "
-                    f"{modality} one can search {known or 'no modality'} together; search this "
-                    "gallery alone",
-                    source=modality,
-                    target=gallery.modality,
-                )
-        features = self._encode(modality, items, exact=False)
-        found = [
-            self.search_features(gallery, features, modality=modality, k=k) for gallery in galleries
-        ]
-        return found, mixed_hits(found, k)
-
-    def search_composed(
-        self, gallery: Searchable, query: Mapping[str, str], *, k: int = 10
-    ) -> Hits:
-        """Find what fits a query of several modalities at once, as a picture and words.
-
-        Where the n-way loss trained the space the query is the product of its parts, else their
-        mean. Similarities are neither corrected nor calibrated: no pairs tell how.
-
-        Args:
-            gallery: See `search`.
-            query: An item of each modality.
+            galleries: Of any of `modalities`, searched as one: ranked by how probably each result
+                is a match, where that is known of all; else the best of each come first.
+            parts: What is searched by, with the features of each, or a vector that is stored.
             k: Items returned.
 
         Raises:
-            UsageError: A part is of the gallery's own modality where maps lead to it alone, or no
-                way leads there.
+            MismatchError: A gallery is of another space.
+            UsageError: No way leads from a part to a gallery, or there is none of either.
         """
-        self.check_gallery(gallery)
-        parts = [
-            self.query(
-                self._encode(modality, [item], exact=False),
-                source=modality,
-                target=gallery.modality,
-            )
-            for modality, item in query.items()
-        ]
-        return gallery.search(self.family.composed(parts).astype(np.float32), k)
+        return search_parts(self, galleries, parts, k=k)
+
+    def query_part(self, modality: str, item: str, *, weight: float = 1.0) -> QueryPart:
+        """Encode an item to search by; see `search_parts`."""
+        return QueryPart(modality, self._encode(modality, [item], exact=False), weight=weight)
 
     def search_features(
         self, gallery: Searchable, features: Features, *, modality: str, k: int = 10
@@ -355,11 +311,7 @@ class Space:
         """Search by features that are encoded already; see `search`."""
         self.check_gallery(gallery)
         queries = self.query(features, source=modality, target=gallery.modality)
-        scoring = self.family.scoring.get((modality, gallery.modality))
-        if scoring is None:
-            return gallery.search(queries, k)
-        asked = max(k, RERANKED) if scoring.corrects else k
-        return scored_hits(gallery.search(queries, asked), queries, gallery, scoring, k)
+        return search_queries(self, gallery, queries, source=modality, k=k)
 
     def add(
         self,

@@ -157,7 +157,10 @@ class NWayMembers(StageObjective):
                 continue
             columns = [number for number in range(whole.shape[1]) if number != place]
             asked = whole[:, columns]
-            queries = self.family.composed([vectors[m][asked[:, n]] for n, m in enumerate(others)])
+            queries = self.family.composed(
+                [vectors[m][asked[:, n]] for n, m in enumerate(others)],
+                np.ones(len(others), np.float32),
+            )
             positives = np.stack([np.arange(len(whole)), whole[:, place]], axis=1)
             found.append(
                 evaluate_direction(
@@ -181,23 +184,31 @@ def first_held(held: RowTables, limit: int) -> RowTables:
     return RowTables(held.tables, held.rows[:limit])
 
 
-def composed_vectors(model: CombinedConnectors, vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """Join the vectors of a query's modalities by their product, member by member.
+def composed_vectors(
+    model: CombinedConnectors, vectors: Sequence[np.ndarray], weights: np.ndarray
+) -> np.ndarray:
+    """Join the vectors of a query's parts by their product, member by member.
 
     Args:
         model: Its members' widths and shares.
-        vectors: Of each modality, float32 [N, D].
+        vectors: Of each part, float32 [N, D].
+        weights: Of each part, > 0, float32 [parts]. The heaviest parts multiply as they are; a
+            lighter one is drawn to the vector of equal numbers, which changes no product.
 
     Returns:
         float32 [N, D], of length 1.
 
-    Source: Saporta et al. 2024, arXiv:2411.01053; see `modalign.losses.product_of`.
+    Source: Saporta et al. 2024, arXiv:2411.01053; see `modalign.losses.product_of`. Differs: the
+    weights.
     """
     present = torch.ones(len(vectors[0]), len(vectors), dtype=torch.bool)
     ends = np.cumsum(model.widths)[:-1]
     parts = zip(*(np.split(side, ends, axis=1) for side in vectors), strict=True)
+    pulls = (weights / weights.max()).tolist()
     joined = []
     for share, part in zip(model.shares.tolist(), parts, strict=True):
         sides = [nn.functional.normalize(torch.from_numpy(side), dim=-1) for side in part]
-        joined.append(share * product_of(sides, present).numpy())
+        equal = sides[0].shape[1] ** -0.5
+        drawn = [pull * side + (1 - pull) * equal for pull, side in zip(pulls, sides, strict=True)]
+        joined.append(share * product_of(drawn, present).numpy())
     return np.concatenate(joined, axis=1).astype(np.float32)
