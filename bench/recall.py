@@ -32,7 +32,7 @@ from photos import load_encoders
 from modalign import load_encoder, read_pairs
 from modalign.cli.output import bars
 from modalign.comparing import compare, format_comparison
-from modalign.comparing.variants import Comparison, Variant
+from modalign.comparing.variants import Comparison, Variant, with_settings
 from modalign.encoders import Encoder
 from modalign.storage import write_json
 
@@ -75,6 +75,8 @@ def measured(
     reads = {name: encoder.reads for name, encoder in encoders.items()}
     pairs = read_pairs(file, list(encoders), reads=reads)
     variants = tuple(Variant(name, name) for name in options.recipe or RECIPES)
+    if options.budget is not None:
+        variants = with_settings(variants, {"budget": str(options.budget)})
     comparison = Comparison(variants, seeds=tuple(range(options.seeds)))
     with bars() as progress:
         return compare(
@@ -161,6 +163,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", action="append", type=int, help=f"by default {PAIRS}")
     parser.add_argument("--recipe", action="append", help=f"by default {', '.join(RECIPES)}")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, help="seconds of auto, its default by default")
     parser.add_argument(
         "--work", type=Path, default=Path("bench/output/photos"), help="tables and features"
     )

@@ -91,6 +91,36 @@ def test_the_engine_finds_what_an_exact_search_of_the_raw_vectors_finds(world, a
     assert hits.ids == [[key("text", row) for row in np.argsort(-s)[:4]] for s in similarity]
 
 
+def test_by_any_metric_a_result_has_its_cosine_and_the_same_probability(world, tmp_path):
+    faiss = pytest.importorskip("faiss", reason="the extra [faiss] is not installed")
+    vectors = np.load(world / "stored.npy")
+    found = {}
+    for metric, kind in (("dot", faiss.IndexFlatIP), ("l2", faiss.IndexFlatL2)):
+        index = kind(vectors.shape[1])
+        index.add(vectors)
+        store = f"faiss:{tmp_path / metric}.index?ids={world / 'stored.ids.txt'}"
+        faiss.write_index(index, str(tmp_path / f"{metric}.index"))
+        space, _ = attaching(world, tmp_path / metric, spec=store)
+        found[metric] = space.search(open_attached(space, store), ["i5"], modality="image", k=7)
+    assert found["dot"].ids == found["l2"].ids
+    np.testing.assert_allclose(found["dot"].similarity, found["l2"].similarity, atol=1e-5)
+    np.testing.assert_allclose(found["dot"].probability, found["l2"].probability, atol=1e-4)
+    assert found["dot"].probability[0, 0] > 0.05
+
+
+def test_ids_may_lie_in_another_folder_and_be_named_from_here(world, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    np.save(elsewhere / "v.npy", np.load(world / "stored.npy"))
+    monkeypatch.chdir(world)
+    store = f"npy:{elsewhere / 'v.npy'}?ids=stored.ids.txt"
+    space, proof = attaching(world, tmp_path / "space", spec=store)
+    assert len(proof["checksums"]["after"]) == 2
+    monkeypatch.chdir(tmp_path)
+    again = open_attached(space, space.stages[0].record["encoders"]["text"]["spec"][6:])
+    assert space.search(again, ["i5"], modality="image").ids[0][0] == "t5"
+
+
 def test_the_recall_through_the_engine_is_that_of_a_slow_count(world, attached):
     proof = json.loads((attached["space"] / "attached.json").read_text(encoding="utf-8"))
     space = load_space(attached["space"])

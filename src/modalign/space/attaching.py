@@ -7,9 +7,10 @@ the store's own engine. The store is read: no file of it changes, which checksum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from modalign.recipes import AltMoERecipe, Recipe, named_recipe
 from modalign.space import aligning
 from modalign.space.aligning import Job
 from modalign.space.encoded import EncodedPairs
+from modalign.space.families import unit_rows
 from modalign.space.space import Space, load_space
 from modalign.storage import LOCK_FILE, building, check_free, sweep, write_json
 from modalign.stores import KINDS, Store, StoreSpec, open_store
@@ -54,8 +56,17 @@ class AttachedStore:
         return self.store.name
 
     def search(self, queries: np.ndarray, k: int, *, source: str | None = None) -> Hits:
-        """Search through the store's own engine; see `Store.search`."""
-        return self.store.search(queries, k)
+        """Search through the store's own engine.
+
+        Returns:
+            Hits whose similarity is the cosine, whatever the engine's metric: its vectors have
+            length 1 where that is another, which attaching has checked.
+        """
+        hits = self.store.search(unit_rows(np.asarray(queries, np.float32)), k)
+        if self.store.metric != "l2":
+            return hits
+        # Of unit vectors |q - v|^2 = 2 - 2 q.v; the engine gives its negative.
+        return replace(hits, similarity=1 + hits.similarity / 2)
 
     def __len__(self) -> int:
         return self.store.count
@@ -105,11 +116,16 @@ def open_attached(space: Space, spec: str) -> AttachedStore:
 
 
 def absolute(spec: str) -> str:
-    """Return a store's spec with its whole path: a space is used from anywhere."""
+    """Return a store's spec with its whole paths: a space is used from anywhere."""
     parsed = StoreSpec.parse(spec)
-    if not Path(parsed.path).exists():
-        return spec
-    return spec.replace(f":{parsed.path}", f":{Path(parsed.path).resolve()}", 1)
+    head, mark, query = spec.partition("?")
+    if Path(parsed.path).exists():
+        head = head.replace(f":{parsed.path}", f":{Path(parsed.path).resolve()}", 1)
+    options = [
+        f"ids={quote(str(Path(parsed.options['ids']).resolve()))}" if part[:4] == "ids=" else part
+        for part in query.split("&")
+    ]
+    return f"{head}{mark}{'&'.join(options)}"
 
 
 def attach(
@@ -218,9 +234,15 @@ def check_some_known(pairs: Pairs, store: Store, stored: str) -> None:
     raise DataError(
         f"{pairs.source.name}: none of its {len(ids):,} {stored} ids is in store {store.name}: "
         f"the pairs have {', '.join(repr(name) for name in ids[:EXAMPLES])}, the store {there}; "
-        f"name the pairs' column with --column {stored}=COLUMN, or the store's with ?id=",
+        f"name the pairs' column with --column {stored}=COLUMN, or the store's ids with "
+        f"?{id_option(store.kind)}=",
         file=pairs.source,
     )
+
+
+def id_option(kind: str) -> str:
+    """Return the option by which a kind of store is told where its ids are."""
+    return next((name for name in ("id", "ids") if name in KINDS[kind].options), "id")
 
 
 def engine_recall(

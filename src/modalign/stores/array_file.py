@@ -28,6 +28,7 @@ from modalign.stores.contract import (
     check_rows,
     engine_errors,
     existing_path,
+    folder_of_all,
     unique_places,
 )
 from modalign.stores.registry import StoreSpec
@@ -52,7 +53,7 @@ class ArrayStore(Store):
         super().__init__(facts)
         self._rows = rows
         self._ids = ids
-        self._files = sorted(files)
+        self._files = sorted(file.absolute() for file in files)
         self._texts = texts
         self._place = unique_places(ids, where=facts.where)
 
@@ -82,8 +83,8 @@ class ArrayStore(Store):
 
     @property
     def root(self) -> Path:
-        """The folder the file lies in."""
-        return self._files[0].parent
+        """The folder the file lies in; where its ids lie elsewhere, the one that holds both."""
+        return folder_of_all(self._files)
 
     @cached_property
     def _gallery(self) -> Gallery:

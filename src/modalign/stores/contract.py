@@ -7,6 +7,7 @@ the files are written once, here.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -377,6 +378,11 @@ def check_column(name: str, known: Iterable[str], *, option: str, where: str) ->
             name=name,
             known=names,
         )
+
+
+def folder_of_all(files: Sequence[Path]) -> Path:
+    """Return the innermost folder that some files lie in."""
+    return Path(os.path.commonpath([file.parent for file in files]))
 
 
 def check_filled(count: int, *, where: str) -> None:

@@ -27,6 +27,7 @@ from modalign.stores.contract import (
     check_metric,
     engine_errors,
     existing_path,
+    folder_of_all,
     padded_hits,
     unique_places,
 )
@@ -46,7 +47,7 @@ class FaissStore(Store):
         # A map of ids frees the index in it, so it is kept as long.
         self._index, self._around = indexes
         self._ids = ids
-        self._files = sorted(files)
+        self._files = sorted(file.absolute() for file in files)
         self._place = unique_places(ids, where=facts.where)
 
     def ids_sample(self, limit: int) -> list[str]:
@@ -98,8 +99,8 @@ class FaissStore(Store):
 
     @property
     def root(self) -> Path:
-        """The folder the file lies in."""
-        return self._files[0].parent
+        """The folder the file lies in; where its ids lie elsewhere, the one that holds both."""
+        return folder_of_all(self._files)
 
 
 def open_index(spec: StoreSpec) -> Store:
