@@ -10,7 +10,7 @@ TORCH  := $(shell sed -n '/^torch==/p' constraints.txt)
 # Two processes of one thread each fit two cores and any more.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-# The core install and the one for development, each with the files whose change renews it.
+# The install of the demo and its page, and the one for development, each with the files whose change renews it.
 CORE := $(VENV)/core.stamp
 DEV  := $(VENV)/dev.stamp
 SPEC := pyproject.toml constraints.txt
@@ -69,7 +69,7 @@ define install
 endef
 
 $(CORE): $(SPEC)
-	$(call install,)
+	$(call install,[serve])
 	@touch $@
 
 $(DEV): $(SPEC)

@@ -26,6 +26,7 @@ LAYERS = (
     "training",
     "gallery",
     "stores",
+    "index",
     "evaluation",
     "scoring",
     "space",

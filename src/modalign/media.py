@@ -46,6 +46,7 @@ from modalign.errors import DataError, ShapeError, UsageError, check_known
 Media = str | Path | BinaryIO
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "lanczos"]
 Fit = Literal["stretch", "crop", "short_side"]
+Kind = Literal["image", "audio", "video"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,16 @@ class MediaLimits:
         file_bytes: Size of the file.
         duration_s: Length of sound or video, seconds.
         frames: Frames of a video or an animation.
+        samples: Samples of one channel of sound: silence of a high rate packs very small.
+        video_pixels: Pixels of all frames of a video or an animation: decoding takes that long.
     """
 
     pixels: int = 100_000_000
     file_bytes: int = 2_000_000_000
     duration_s: float = 3600.0
     frames: int = 100_000
+    samples: int = 700_000_000
+    video_pixels: int = 1_000_000_000_000
 
 
 DEFAULT_LIMITS = MediaLimits()
@@ -106,6 +111,103 @@ _CONVERTED_AT_ONCE = 64
 _SILENCE_AFTER = 1024
 # Sound or video is cut short where less than this share of what the header states is there.
 _WHOLE_SHARE = 0.9
+
+
+# --- before decoding ------------------------------------------------------------------------
+
+
+def check_media(media: Media, *, kind: Kind, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    """Refuse what is not of a kind or asks for too much, without decoding it.
+
+    Pictures are known by their header, animations by that of each frame, sound and video by their
+    header and the times of all packets. A still picture is a video of one frame; a video with a
+    sound track is sound.
+
+    Args:
+        media: A path, or a seekable binary file, read from its start.
+        kind: What it is to be.
+        limits: What the file may ask for.
+
+    Raises:
+        DataError: The file is missing, empty, of another kind, or beyond a limit.
+    """
+    expected = {"image": "an image", "audio": "sound", "video": "a video"}[kind]
+    with _opened(media, limits, expected=expected) as opened:
+        image = _identified(opened, limits)
+        if image is not None and kind == "audio":
+            raise opened.unfit(f"is a picture ({image.format})", expected)
+        if image is None and kind == "image":
+            raise opened.unfit(
+                "is no image that can be read", "one of " + ", ".join(_IMAGE_FORMATS)
+            )
+        if image is not None:
+            frames = _frames_of(image, opened, limits)
+            if kind == "video":
+                opened.check_frames(frames, limits)
+                opened.check_video_pixels(frames * image.width * image.height, limits)
+            return
+        opened.file.seek(0)
+        if kind == "video":
+            _timeline(opened, limits)
+        else:
+            _check_sound(opened, limits)
+
+
+def _frames_of(image: Image.Image, opened: _Opened, limits: MediaLimits) -> int:
+    """Count the frames of an image file, no further than the limit, undecoded."""
+    with _decoding(opened, _PILLOW_ERRORS, f"a whole {image.format} image"):
+        if image.format == "GIF":
+            return _gif_frames(opened, limits)
+        if image.format != "TIFF":  # of others the header says it
+            return int(getattr(image, "n_frames", 1))
+        for page in range(limits.frames + 1):
+            try:
+                image.seek(page)
+            except EOFError:
+                return page
+            opened.check_pixels(image.width, image.height, limits)
+        return limits.frames + 1
+
+
+def _gif_frames(opened: _Opened, limits: MediaLimits) -> int:
+    """Count the frames of a GIF by its blocks; each may be larger than the whole says it is."""
+    file = opened.file
+    file.seek(10)
+    (flags,) = file.read(1)
+    file.seek(2, os.SEEK_CUR)
+    _skip_palette(file, flags)
+    frames = 0
+    while frames <= limits.frames and (mark := file.read(1)) in (b"!", b","):
+        if mark == b"!":
+            file.seek(1, os.SEEK_CUR)
+        else:
+            left, top, width, height, flags = struct.unpack("<HHHHB", file.read(9))
+            opened.check_pixels(left + width, top + height, limits)
+            _skip_palette(file, flags)
+            file.seek(1, os.SEEK_CUR)
+            frames += 1
+        while size := file.read(1):
+            if size == b"\0":
+                break
+            file.seek(size[0], os.SEEK_CUR)
+    return frames
+
+
+def _skip_palette(file: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
+
+
+def _check_sound(opened: _Opened, limits: MediaLimits) -> None:
+    """Sum up the packets of a sound."""
+    with _container(opened) as container:
+        stream = _stream(container, "audio", opened, limits)
+        rate, ticks = stream.codec_context.sample_rate, 0
+        for packet in _packets(container, stream, opened):
+            ticks += packet.duration or 0
+            duration_s = float(ticks * stream.time_base)
+            opened.check_duration(duration_s, limits)
+            opened.check_samples(round(duration_s * rate), limits)
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -337,6 +439,7 @@ def read_audio(
             rate = frames[0].sample_rate
             count += sum(frame.samples for frame in frames)
             opened.check_duration(count / rate, limits)
+            opened.check_samples(count, limits)
             blocks.append(_mono(frames, opened))
         if not count:
             raise opened.unfit("holds no samples", "sound")
@@ -461,6 +564,7 @@ def _animation_frames(
     with _decoding(opened, _PILLOW_ERRORS, f"a whole {image.format} animation"):
         total = getattr(image, "n_frames", 1)
         opened.check_frames(total, limits)
+        opened.check_video_pixels(total * image.width * image.height, limits)
         lengths_ms = [_length_ms(image, index) for index in range(total)] if total > 1 else [1]
     opened.check_duration(sum(lengths_ms) / 1000, limits)
     ends = np.cumsum(lengths_ms)
@@ -510,6 +614,8 @@ def _timeline(opened: _Opened, limits: MediaLimits) -> _Timeline:
         timeline = _timeline_of(spans, has_presentation_times=not is_avi)
         duration_s = float((timeline.end - timeline.start) * stream.time_base)
         opened.check_duration(duration_s, limits)
+        context = stream.codec_context
+        opened.check_video_pixels(len(spans) * context.width * context.height, limits)
         _check_whole(duration_s, container, stream, opened)
     return timeline
 
@@ -599,6 +705,14 @@ class _Opened:
     def check_frames(self, frames: int, limits: MediaLimits) -> None:
         if frames > limits.frames:
             raise self.beyond(f"{frames} frames or more", f"{limits.frames} frames")
+
+    def check_video_pixels(self, pixels: int, limits: MediaLimits) -> None:
+        if pixels > limits.video_pixels:
+            raise self.beyond(f"{pixels} pixels in all frames", f"{limits.video_pixels} pixels")
+
+    def check_samples(self, samples: int, limits: MediaLimits) -> None:
+        if samples > limits.samples:
+            raise self.beyond(f"{samples} samples or more", f"{limits.samples} samples")
 
     def check_duration(self, duration_s: float, limits: MediaLimits) -> None:
         if duration_s > limits.duration_s:

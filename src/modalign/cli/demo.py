@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,18 @@ def demo(out: Path, seed: int, threads: int | None, as_json: bool, debug: bool) 
     click.echo(f"picture gallery stored before sounds and clips were added: {state}")
     print_stored(result.stored)
     click.echo(f"{sum(result.seconds.values()):.0f} s in all; look at {out / 'report.html'}\n")
-    for line in commands(str(out / "space"), str(out))[:7]:
-        click.echo(line)
+    program = program_name()
+    for line in commands(str(out / "space"), str(out))[:9]:
+        click.echo(line.replace("modalign", program, 1) if line[0] != "#" else line)
+
+
+def program_name() -> str:
+    """Return how this program is typed here: its path where the shell would not find it."""
+    running = Path(sys.argv[0]).resolve()
+    found = shutil.which("modalign")
+    if running.name != "modalign" or (found and Path(found).resolve() == running):
+        return "modalign"
+    return os.path.relpath(running)
 
 
 def print_stored(found: dict[str, Any]) -> None:

@@ -118,10 +118,10 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
 def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **options: Any) -> None:
     """Search galleries by text, picture, sound or clip.
 
-    GALLERY is a folder that `modalign embed` wrote, of any modality of the space, or the store
-    that `modalign attach` made the space for, named as there. Several are searched as one:
-    their results are ranked by how probably each is a match, where that is known. Queries of
-    several modalities, as a picture and words, are one query.
+    GALLERY is a folder that `modalign embed` or `modalign index` wrote, of any modality of the
+    space, or the store that `modalign attach` made the space for, named as there. Several are
+    searched as one: their results are ranked by how probably each is a match, where that is
+    known. Queries of several modalities, as a picture and words, are one query.
     """
     use_machine(options)
     query = the_queries(options)
@@ -210,7 +210,7 @@ def evaluate(
     "galleries",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A gallery made with this space; as often as needed.",
+    help="A gallery or an index made with this space; as often as needed.",
 )
 @common
 def verify(space: Path, galleries: tuple[Path, ...], as_json: bool, debug: bool) -> None:
@@ -322,14 +322,17 @@ def open_space(folder: Path, options: Mapping[str, Any]) -> Space:
 
 
 def open_searchable(space: Space, text: str) -> Searchable:
-    """Open a gallery's folder, or a store named KIND:PATH."""
+    """Open a gallery's folder, an index's, or a store named KIND:PATH."""
     from modalign.gallery import Gallery
+    from modalign.index import is_index, load_index
     from modalign.space.attaching import is_store, open_attached
 
     if is_store(text):
         return open_attached(space, text)
     check_gallery_folder(Path(text))
-    return Gallery.load(Path(text))
+    return (
+        load_index(Path(text), read_only=True) if is_index(Path(text)) else Gallery.load(Path(text))
+    )
 
 
 def check_query_file(space: Space, options: Mapping[str, Any]) -> None:

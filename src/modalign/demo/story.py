@@ -283,7 +283,8 @@ def prove(
     report = space.verify([demo.folder / "galleries" / modality for modality in galleries])
     for entry in report["galleries"]:
         entry["name"] = os.path.relpath(entry["name"], demo.folder)
-    again = demo.folder / "galleries" / "image-again"
+    # Not among the galleries: those are served together.
+    again = demo.folder / "image-again"
     items = scenes.items["image"]
     gallery, _ = space.embed_items(items, out=again, cache=demo.cache, replace=True)
     same = np.array_equal(gallery.vectors, galleries["image"].vectors)
@@ -364,6 +365,8 @@ def commands(space: str, folder: str) -> tuple[str, ...]:
         f"--image {folder}/world/pictures/0000.png -k 3",
         "# prove that nothing stored has changed",
         f"modalign verify {space} --gallery {image}",
+        "# open the page on all of it, in a browser",
+        f"modalign serve {space} --index {folder}/galleries",
         "# your own pairs",
         "modalign align pairs.csv --encoder image=onnx:FILE --encoder text=hub:NAME --out my-space",
     )

@@ -16,6 +16,7 @@ from modalign.evaluation import Direction, evaluate_direction, every_direction
 from modalign.features import EncodedItems, FeatureRows, cache_folder, encode_items
 from modalign.features.encoding import Progress, no_progress
 from modalign.gallery import Gallery, Hits, Searchable
+from modalign.index import is_index, load_index
 from modalign.pairs import Items, Pairs
 from modalign.recipes import Recipe, named_recipe, recipe_from_json
 from modalign.scoring import Compared
@@ -468,7 +469,7 @@ class Space:
         """Prove that nothing has moved: re-hash every stage, every gallery, every path.
 
         Args:
-            galleries: Gallery folders to check against this space too.
+            galleries: Folders of galleries and indexes to check against this space too.
 
         Returns:
             {"ok": bool, "stages": [{"name", "ok", "problems"}], "galleries": [...]}.
@@ -608,16 +609,16 @@ def rehashed_paths(space: Space, problems: dict[str, list[str]]) -> dict[str, st
 
 
 def gallery_report(path: Path, paths: Mapping[str, str] | None, *, sound: bool) -> dict[str, Any]:
-    """Check one gallery's files, and that its vectors are those of the space.
+    """Check the files of a gallery or an index, and that its vectors are those of the space.
 
     Args:
-        path: The gallery.
+        path: The gallery or the index.
         paths: Hash of what is stored of each modality; None where a stage is broken.
         sound: Whether the space itself is as it was written.
     """
     report: dict[str, Any] = {"name": str(path)}
     try:
-        gallery = Gallery.load(path)
+        gallery = load_index(path, read_only=True) if is_index(path) else Gallery.load(path)
     except CorruptError as error:
         broken = {"ok": False, "problems": [str(error)], "rows": None}
         return {**report, **broken, "of_another_space": False}

@@ -1,0 +1,236 @@
+"""What is searched: an index, or a gallery that answers the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonpath, dirname, isabs
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+
+from modalign.errors import UsageError
+from modalign.gallery import Gallery, Hits, Searchable
+from modalign.index import Index, IndexedItem, is_index
+from modalign.serve.refusals import NotThereError
+
+# They part the names of a request, and an index's name from an id.
+RESERVED = ("/", ",")
+
+
+class Catalogue(Searchable, Protocol):
+    """A searchable that knows its items one by one."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    @property
+    def media_root(self) -> Path | None:
+        """The folder that the items' files lie in; None where it is not known."""
+
+    @property
+    def engine_name(self) -> str:
+        """What searches it."""
+
+    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
+        """Return those of some items that are there, by id."""
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return their vectors, float32 [n, D]."""
+
+    def filtered(self, where: Mapping[str, Any]) -> Searchable:
+        """Return what holds only the items whose metadata fit."""
+
+    def metadata_fields(self) -> dict[str, list[Any] | None]:
+        """Return the fields items have, and the values of each where there are few."""
+
+
+class IndexCatalogue(Index):
+    """An index that gives many items at once."""
+
+    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
+        """Return those of some items that are there, by id."""
+        return {name: IndexedItem(name, *found) for name, found in self.rows.items(ids).items()}
+
+
+class GalleryCatalogue:
+    """A gallery with its items' ids looked up; it has no metadata."""
+
+    engine_name = "exact"
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self._rows = {name: row for row, name in enumerate(gallery.ids)}
+
+    def __len__(self) -> int:
+        return len(self.gallery)
+
+    @property
+    def modality(self) -> str:
+        """Of the items."""
+        return self.gallery.modality
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.gallery.width
+
+    @property
+    def embedding(self) -> str:
+        """Hash of what the vectors passed through."""
+        return self.gallery.embedding
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return self.gallery.where
+
+    @cached_property
+    def media_root(self) -> Path | None:
+        """The folder that all of the items' paths lie in."""
+        values = self.gallery.values
+        if not values or not all(isabs(value) for value in values):
+            return None
+        return Path(commonpath([dirname(value) for value in values]))
+
+    def search(self, queries: np.ndarray, k: int, *, source: str | None = None) -> Hits:
+        """Search, exactly."""
+        return self.gallery.search(queries, k, source=source)
+
+    def result_vectors(self, hits: Hits, query: int) -> np.ndarray:
+        """Return the vectors of what was found for a query."""
+        return self.gallery.result_vectors(hits, query)
+
+    def shown(self, hits: Hits) -> list[list[str | None]]:
+        """Return what each hit was."""
+        return self.gallery.shown(hits)
+
+    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
+        """Return those of some items that are there, by id."""
+        values = self.gallery.values
+        rows = {name: self._rows[name] for name in ids if name in self._rows}
+        return {
+            name: IndexedItem(name, row, None if values is None else values[row], {})
+            for name, row in rows.items()
+        }
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return their vectors, float32 [n, D]."""
+        return np.asarray(self.gallery.vectors[self._rows_of(ids)], np.float32)
+
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+        for name in ids:
+            if name not in self._rows:
+                raise UsageError(
+                    f"{self.where}: {name!r} is not there, expected an id of it", id=name
+                )
+        return [self._rows[name] for name in ids]
+
+    def filtered(self, where: Mapping[str, Any]) -> Searchable:
+        """Refuse: there is nothing to go by."""
+        raise UsageError(
+            f"{self.where}: its items have no metadata to filter by; make an index of it with "
+            "`modalign index`, or leave the filter out"
+        )
+
+    def metadata_fields(self) -> dict[str, list[Any] | None]:
+        """Return none."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class ServedIndex:
+    """An index under the name that clients know it by.
+
+    Attributes:
+        name: Of letters that a path and a list can hold.
+        folder: Where it lies.
+        catalogue: What is searched.
+        root: The folder its media must lie in; None where none are served.
+    """
+
+    name: str
+    folder: Path
+    catalogue: Catalogue
+    root: Path | None
+
+    @property
+    def modality(self) -> str:
+        """Of the items."""
+        return self.catalogue.modality
+
+    @cached_property
+    def address(self) -> str:
+        """The name as a path holds it."""
+        return quote(self.name, safe="")
+
+    def item(self, item_id: str) -> IndexedItem:
+        """Return an item.
+
+        Raises:
+            NotThereError: There is none of this id.
+        """
+        found = self.catalogue.items([item_id])
+        if item_id not in found:
+            raise NotThereError(f"index {self.name}: has no item {item_id!r}")
+        return found[item_id]
+
+    def vector(self, item_id: str) -> np.ndarray:
+        """Return an item's vector as it is stored, float32 [D].
+
+        Raises:
+            NotThereError: There is none of this id.
+        """
+        try:
+            found: np.ndarray = self.catalogue.vectors_of([item_id])[0]
+        except UsageError as error:
+            raise NotThereError(f"index {self.name}: has no item {item_id!r}") from error
+        return found
+
+
+def open_served(text: str, *, media_root: Path | None = None) -> ServedIndex:
+    """Open an index or a gallery named as the command line names it.
+
+    Args:
+        text: A folder, or NAME=FOLDER; a folder's own name is the name where none is given.
+        media_root: Where its media may lie, instead of what it says itself.
+
+    Raises:
+        UsageError: There is neither an index nor a gallery, or the name cannot be one.
+    """
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        name, path = Path(text).resolve().name, text
+    if not name or any(sign in name for sign in RESERVED):
+        raise UsageError(
+            f"--index {text}: {name!r} cannot be a name, expected one without "
+            f"{' and '.join(RESERVED)}; give NAME=INDEX",
+            name=name,
+        )
+    folder = Path(path)
+    catalogue = opened(folder)
+    root = media_root or catalogue.media_root
+    root = None if root is None else root.resolve()
+    # All of the disk is no folder of media; who means it says --media-root.
+    if media_root is None and root == Path("/"):
+        root = None
+    return ServedIndex(name, folder, catalogue, root)
+
+
+def opened(folder: Path) -> Catalogue:
+    """Open a folder: an index, or a gallery.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if is_index(folder):
+        return IndexCatalogue(folder, read_only=True)
+    if (folder / "space.json").exists():
+        raise UsageError(
+            f"--index {folder}: is a space, expected an index or a gallery; check the path"
+        )
+    return GalleryCatalogue(Gallery.load(folder))
