@@ -93,7 +93,7 @@ def test_no_answer_names_a_path_of_the_server(client: TestClient, kept: Kept):
         client.get("/v1/spaces"),
         client.post("/v1/search", json={"text": WORDS, "k": 63}),
         client.post("/v1/search", json={"text": WORDS, "filter": {"colour": "red"}}),
-        client.post("/v1/search", json={"text": WORDS, "filter": {}, "indexes": "captions"}),
+        client.post("/v1/search", json={"text": WORDS, "filter": {"a": 1}, "indexes": "captions"}),
         client.post("/v1/search", files={"image": ("x", b"nothing")}),
         client.get(f"/v1/items/{photo_id(0)}x"),
         client.get("/openapi.json"),
@@ -404,6 +404,7 @@ def test_pictures_and_sounds_are_embedded_from_data_uris(client: TestClient, kep
         ({"model": "image", "input": "http://x/y"}, 400, "is an address, and none is ever fetched"),
         ({"model": "text", "input": "a", "encoding_format": "hex"}, 400, "'hex', expected float"),
         ({"model": "text", "input": "a", "dimensions": 8}, 400, "this space's vectors have 32"),
+        ({"model": "text", "input": "a", "user": 3}, 400, "user: is a number, expected a text"),
         ({"model": "text", "input": "a", "tools": []}, 400, "field 'tools' is unknown"),
     ],
 )  # fmt: skip
@@ -582,7 +583,11 @@ async def together(app: Any, texts: list[str], words: GatedWords) -> list[tuple[
 
 
 async def ask(
-    app: Any, fields: dict[str, Any], *, leaves_after_s: float | None = None
+    app: Any,
+    fields: dict[str, Any],
+    *,
+    path: str = "/v1/search",
+    leaves_after_s: float | None = None,
 ) -> tuple[int, bytes]:
     """Search as a client does that may leave before it has its answer; status 0: no answer."""
     messages = [{"type": "http.request", "body": json.dumps(fields).encode(), "more_body": False}]
@@ -600,7 +605,7 @@ async def ask(
         body += message.get("body", b"")
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/search", "raw_path": b"/v1/search",
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
         "query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1",
         "asgi": {"version": "3.0"}, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
         "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
@@ -635,9 +640,12 @@ def test_a_full_queue_says_at_once_to_come_back(kept: Kept):
 def test_a_request_beyond_its_time_is_a_504_and_is_never_computed(kept: Kept):
     words = GatedWords()
 
+    several = {"model": "text", "input": ["slow one", "second", "third"]}
+
     async def crowd(app: Any) -> list[tuple[int, bytes]]:
-        asking = [asyncio.create_task(ask(app, {"text": text})) for text in ("slow one", "second")]
-        answers = await asyncio.gather(*asking)
+        answers = await asyncio.gather(
+            ask(app, several, path="/v1/embeddings"), ask(app, {"text": "fourth"})
+        )
         words.gate.set()
         return answers
 

@@ -130,17 +130,26 @@ def test_a_full_queue_refuses_at_once(encoder: Lengths, batcher: Batcher):
     assert [value(future) for future in waiting] == [1, 1, 1, 1]
 
 
-def test_what_is_cancelled_is_not_computed_and_makes_room(encoder: Lengths, batcher: Batcher):
+def test_what_is_cancelled_is_not_computed(encoder: Lengths, batcher: Batcher):
     hold_up(encoder, batcher)
-    gone = batcher.submit(["a", "b", "c", "d"])
-    for future in gone:
+    gone, kept, late = (batcher.submit([text])[0] for text in ("gone", "kept!", "late"))
+    assert gone.cancel()
+    assert late.cancel()
+    encoder.gate.set()
+    assert value(kept) == 5
+    assert value(batcher.submit(["on"])[0]) == 2
+    assert encoder.batches == [1, 1, 1]
+    with pytest.raises(CancelledError):
+        gone.result(5)
+
+
+def test_what_is_cancelled_makes_room(encoder: Lengths, batcher: Batcher):
+    hold_up(encoder, batcher)
+    for future in batcher.submit(["a", "b", "c", "d"]):
         assert future.cancel()
     (kept,) = batcher.submit(["kept"])
     encoder.gate.set()
     assert value(kept) == 4
-    assert encoder.batches == [1, 1]
-    with pytest.raises(CancelledError):
-        gone[0].result(5)
 
 
 def test_a_stop_finishes_what_was_taken_and_takes_no_more(encoder: Lengths):
@@ -149,6 +158,7 @@ def test_a_stop_finishes_what_was_taken_and_takes_no_more(encoder: Lengths):
     waiting = batcher.submit(["a", "bb", "ccc"])
     encoder.gate.set()
     batcher.close()
+    assert all(future.done() for future in waiting)
     assert [value(future) for future in waiting] == [1, 2, 3]
     assert not batcher.works
     with pytest.raises(OverloadedError, match="the server is stopping"):

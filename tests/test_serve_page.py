@@ -473,7 +473,7 @@ def test_recent_searches_are_listed_searched_again_and_forgotten(visits, address
 def test_who_is_quicker_than_the_page_is_not_overruled(visits, address):
     page = visits.open("about:blank")
     held: list[Any] = []
-    page.route("**/v1/spaces", held.append)
+    page.route("**/v1/spaces", lambda route: held.append(route))
 
     def begin() -> None:
         with page.expect_request("**/v1/spaces"):

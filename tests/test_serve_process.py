@@ -20,6 +20,8 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'mo
 
 from modalign.cli import main
 from modalign.gallery import Gallery
+from modalign.serve.running import bind
+from modalign.serve.settings import Settings
 from served_spaces import Kept, kept_below
 
 WAIT_S = 60
@@ -215,3 +217,9 @@ def test_an_index_of_another_space_is_refused(run: Any, kept: Kept, tmp_path: Pa
     status, err = run(kept.folder / "space", "--index", tmp_path / "elsewhere", "--port", "0")
     assert status == 2
     assert "its text vectors were made with other weights" in err
+
+
+def test_small_answers_are_sent_at_once():
+    # asyncio switches the delay off for what it knows to be TCP.
+    with bind(Settings(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

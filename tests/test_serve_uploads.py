@@ -211,6 +211,9 @@ def test_a_body_of_unknown_length_is_read_no_further_than_allowed(client: TestCl
 
     response = client.post("/v1/search", content=chunks(), headers=FORM)
     refused(response, 413, "too_large", "the most this server takes")
+    headers = {"content-type": "application/json"}
+    response = client.post("/v1/search", content=chunks(), headers=headers)
+    refused(response, 413, "too_large", "body: is larger than 1114112 bytes")
 
 
 def test_files_are_counted_together(client: TestClient):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="[NAME=]INDEX",
-    help="An index or a gallery to search in, as often as needed.  [default name: the folder's]",
+    help="An index or a gallery to search in, or a folder of them, as often as needed.  [default "
+    "name: the folder's]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -137,11 +138,12 @@ def open_service(
     """Load all that is served."""
     from modalign.cli.using import open_space
     from modalign.features import cache_folder
-    from modalign.serve.indexes import open_served
+    from modalign.serve.indexes import each_of, open_served
     from modalign.serve.service import Service
 
     loaded = open_space(space, options)
-    served = [open_served(text, media_root=settings.media_root) for text in indexes]
+    named = [each for text in indexes for each in each_of(text)]
+    served = [open_served(text, media_root=settings.media_root) for text in named]
     if not served:
         raise UsageError("serve: there is no index; give --index INDEX")
     cache = options["cache"] or cache_folder()

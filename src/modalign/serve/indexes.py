@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from modalign.errors import UsageError
-from modalign.gallery import Gallery, Hits, Searchable
+from modalign.gallery import HEADER_FILE, Gallery, Hits, Searchable
 from modalign.index import Index, IndexedItem, is_index
 from modalign.serve.refusals import NotThereError
 
@@ -190,6 +190,21 @@ class ServedIndex:
         except UsageError as error:
             raise NotThereError(f"index {self.name}: has no item {item_id!r}") from error
         return found
+
+
+def each_of(text: str) -> list[str]:
+    """Return what `--index` names: a folder that holds indexes or galleries stands for all."""
+    folder = Path(text)
+    if not folder.is_dir() or is_searchable(folder):
+        return [text]
+    # What begins with a dot is not finished.
+    within = [each for each in sorted(folder.iterdir()) if each.name[0] != "."]
+    return [str(each) for each in within if is_searchable(each)] or [text]
+
+
+def is_searchable(folder: Path) -> bool:
+    """Return whether a folder is an index or a gallery."""
+    return is_index(folder) or (folder / HEADER_FILE).is_file()
 
 
 def open_served(text: str, *, media_root: Path | None = None) -> ServedIndex:

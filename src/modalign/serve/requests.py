@@ -261,6 +261,8 @@ def asked_embeddings(
         raise UsageError(
             f"encoding_format: is {shown(encoding)}, expected {' or '.join(ENCODINGS)}"
         )
+    if not isinstance(given.get("user", ""), str):
+        raise UsageError(f"user: is {named_type(given['user'])}, expected a text; leave it out")
     width = given.get("dimensions")
     items = given["input"]
     items = items if isinstance(items, list) else [items]

@@ -87,6 +87,8 @@ def run(
 ) -> None:
     """Serve until a signal comes."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    # What is no HTTP is refused; it need not be told each time.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     if log_requests:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     config = uvicorn.Config(

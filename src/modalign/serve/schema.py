@@ -83,20 +83,22 @@ def search_operation(served: Served, examples: Mapping[str, str]) -> Schema:
     as_form = {
         **as_json,
         **{name: form_part(name, reads) for name, reads in served.reads.items()},
-        "indexes": {"type": "string", "description": "Names with commas between them."},
-        "modality": {"type": "string", "description": "Names with commas between them."},
+        "indexes": {**NAMES, "description": "Names with commas between them."},
+        "modality": {**NAMES, "description": "Names with commas between them."},
     }
-    wanted = [
-        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-        for name in (*served.reads, "like")
+    parts = (*served.reads, "like")
+    sent = [{"required": [name]} for name in parts]
+    not_null = [
+        {**each, "properties": {name: {"type": "string"}}}
+        for name, each in zip(parts, sent, strict=True)
     ]
     return {
         "summary": "Search by words, a picture, a sound, a clip, an item, or several of them",
         "operationId": "search",
         "requestBody": body(
             {
-                "application/json": {**object_of(nullable(as_json)), "anyOf": wanted},
-                "multipart/form-data": {**object_of(as_form), "anyOf": wanted},
+                "application/json": {**object_of(nullable(as_json)), "anyOf": not_null},
+                "multipart/form-data": {**object_of(as_form), "anyOf": sent},
             }
         ),
         "responses": responses(SEARCH_ANSWER, 400, 401, 404, 413, 415, 422, 500, 503, 504),
@@ -105,7 +107,7 @@ def search_operation(served: Served, examples: Mapping[str, str]) -> Schema:
 
 def embeddings_operation(served: Served) -> Schema:
     """Describe `/v1/embeddings`."""
-    one = {"type": "string", "minLength": 1, "maxLength": TEXT_CHARACTERS}
+    one = {**WORDS, "maxLength": TEXT_CHARACTERS}
     required = {
         "model": {
             "type": "string",
@@ -300,6 +302,9 @@ FILTER = (
     'All must hold: {"label": "dog"} equal, {"label": ["dog", "cat"]} one of, '
     '{"year": {"gte": 2000, "lt": 2010}} between; gt, gte, lt, lte, ne.'
 )
+# At least one letter that is no space.
+WORDS: Schema = {"type": "string", "pattern": "\\S"}
+NAMES: Schema = {"type": "string", "pattern": "^[^,]*[^,\\s][^,]*(,[^,]*[^,\\s][^,]*)*$"}
 SEARCH_ANSWER: Schema = {
     "type": "object",
     "properties": {
@@ -362,7 +367,7 @@ def nullable(properties: Mapping[str, Any]) -> Schema:
 def json_part(modality: str, reads: str) -> Schema:
     """Describe what is searched by, in a JSON body."""
     if reads == "text":
-        return {"type": "string", "minLength": 1, "maxLength": TEXT_CHARACTERS}
+        return {**WORDS, "maxLength": TEXT_CHARACTERS}
     return {
         "type": "string",
         "pattern": "^data:[^,]*;base64,",
@@ -382,8 +387,8 @@ def names(description: str, known: Iterable[str]) -> Schema:
     return {
         "description": description,
         "oneOf": [
-            {"type": "string", "description": "With commas between them."},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            {**NAMES, "description": "With commas between them."},
+            {"type": "array", "items": WORDS, "minItems": 1},
         ],
         "examples": [sorted(known)],
     }
