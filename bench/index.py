@@ -32,6 +32,8 @@ from measuring import Figure, note, timed
 
 from modalign.gallery import Gallery
 from modalign.index import Index, build_index, load_index
+from modalign.index.ranking import unit_queries
+from modalign.index.tuning import kept_shares
 
 WIDTH, LATENT, CLUSTERS = 384, 48, 2000
 DRAWN_AT_ONCE = 50_000
@@ -162,13 +164,8 @@ def query_seconds(index: Index, queries: np.ndarray) -> tuple[list[float], float
 def recall_at_10(index: Index, queries: np.ndarray) -> float:
     """Return the share of the true ten nearest that is found, by exact similarity."""
     found = index.search(queries, 10, source="text")
-    unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    truth = index.state().exact(unit, 10)
-    shares = [
-        np.mean(similarity >= true[1][-1])
-        for similarity, true in zip(found.similarity, truth, strict=True)
-    ]
-    return float(np.mean(shares))
+    truth = index.state().exact(unit_queries(queries, WIDTH, where="bench"), 10)
+    return float(np.mean(kept_shares(list(zip(found.rows, found.similarity, strict=True)), truth)))
 
 
 def add(index: Index, turn: int) -> None:

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'mo
 from starlette.testclient import TestClient
 
 from modalign.errors import UsageError
+from modalign.serve.encoding import Encoded, encode_together
+from modalign.serve.requests import AskedPart, AskedSearch
+from modalign.serve.searching import Search, Searcher
 from modalign.serve.settings import Settings
 from served_spaces import GatedWords, Kept, kept_below, photo_id
 
@@ -218,6 +222,59 @@ def test_filters_hold(client: TestClient):
 
 def test_a_filter_that_nothing_fits_finds_nothing(client: TestClient):
     assert searched(client, text=WORDS, filter={"year": 1900})["hits"] == []
+
+
+def test_searches_that_are_alike_find_together_what_each_finds_alone(kept: Kept):
+    service = kept.service("photos", "sounds")
+    served = service.served
+    searcher = Searcher(service.space, {"image": "file", "text": "text", "audio": "file"})
+    encoder = service.space.encoder("text")
+    embed = partial(service.space.embed_features, "text")
+    texts = ["a red circle", "two blue squares", "a green star"]
+    searches = [
+        Search(
+            AskedSearch([AskedPart("text", text)], list(served.indexes.values()), 30, {}), [each]
+        )
+        for text, each in zip(texts, encode_together(encoder, embed, texts), strict=True)
+        if isinstance(each, Encoded)
+    ]
+    photos = served.index("photos")
+    likes = [
+        Search(AskedSearch([AskedPart("image", index=photos, item_id=photo_id(row))],
+                           [photos], 6, {}), [None])
+        for row in (3, 9, 3)
+    ]  # fmt: skip
+    for alike in (searches, likes):
+        assert len({searcher.alike(search) for search in alike}) == 1
+        together = searcher.together(alike)
+        for search, found in zip(alike, together, strict=True):
+            (alone,) = searcher.together([search])
+            assert isinstance(found, dict)
+            assert isinstance(alone, dict)
+            assert without_rounding(found) == without_rounding(alone)
+    assert len({searcher.alike(search) for search in [*searches, *likes]}) == 2
+    service.close()
+
+
+def without_rounding(found: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer whose last digits are cut off."""
+    hits = [
+        {**hit, "similarity": round(hit["similarity"], 4), "probability": None}
+        for hit in found["hits"]
+    ]
+    return {**found, "hits": hits}
+
+
+def test_of_searches_together_only_that_for_nothing_fails(kept: Kept):
+    ids = [photo_id(1), "nobody", photo_id(2), photo_id(3)]
+
+    async def crowd(app: Any) -> list[tuple[int, bytes]]:
+        return await asyncio.gather(*(ask(app, {"like": f"photos/{each}", "k": 3}) for each in ids))
+
+    with kept.client("photos", workers=1) as client:
+        answers = asyncio.run(crowd(client.app))
+    assert [status for status, _ in answers] == [200, 404, 200, 200]
+    assert "index photos: has no item 'nobody'" in json.loads(answers[1][1])["error"]["message"]
 
 
 def test_null_is_as_good_as_nothing(client: TestClient):
@@ -542,9 +599,9 @@ def test_figures_count_what_was_answered(kept: Kept):
     assert lines[count % ("GET", "/v1/items/{id:path}", 404)] == "1.0"
     assert lines[count % ("GET", "other", 404)] == "1.0"
     assert lines['modalign_index_items{index="photos"}'] == "40.0"
-    assert lines['modalign_queue_items{queue="encode text"}'] == "0.0"
+    assert lines['modalign_queue_items{queue="text"}'] == "0.0"
     # One of them when the server warmed itself up.
-    assert lines['modalign_batch_items_count{modality="text"}'] == "2.0"
+    assert lines['modalign_batch_items_count{queue="text"}'] == "2.0"
     assert "own" not in text
     assert "BREW" not in text
 
@@ -554,7 +611,7 @@ def test_a_stopped_server_is_not_ready(kept: Kept):
         assert client.get("/readyz").json() == {"ok": True, "problems": []}
     answer = client.get("/readyz")
     assert answer.status_code == 503
-    assert answer.json()["problems"][0] == "the image encoder is not at work"
+    assert answer.json()["problems"][0] == "image is not at work"
     assert client.get("/healthz").json() == {"ok": True}
     refused(client.post("/v1/search", json={"text": "a"}), 503, "overloaded", "server is stopping")
 

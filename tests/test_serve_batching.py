@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from threading import Event
+from functools import partial
+from threading import Barrier, Event
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'mo
 from modalign.encoders import Encoder, Features
 from modalign.errors import DataError, OverloadedError
 from modalign.serve.batching import Batcher
+from modalign.serve.encoding import Encoded, encode_together
 from modalign.serve.pools import Pool
 
 
@@ -48,6 +50,9 @@ class Lengths(Encoder):
         return Features(np.array(inputs, np.float32)[:, None])
 
 
+Words = Batcher[str, Encoded]
+
+
 def doubled(features: Features) -> np.ndarray:
     """Stand in for a space: what is stored of a text is twice its length."""
     values: np.ndarray = 2 * features.values
@@ -60,14 +65,14 @@ def encoder() -> Lengths:
 
 
 @pytest.fixture
-def batcher(encoder: Lengths) -> Iterator[Batcher]:
-    found = Batcher(encoder, doubled, queue=4, batch=3)
+def batcher(encoder: Lengths) -> Iterator[Words]:
+    found = Batcher("text", partial(encode_together, encoder, doubled), queue=4, batch=3)
     yield found
     encoder.gate.set()
     found.close()
 
 
-def hold_up(encoder: Lengths, batcher: Batcher) -> Any:
+def hold_up(encoder: Lengths, batcher: Words) -> Any:
     """Close the gate behind an item that is being computed; return its future."""
     encoder.gate.clear()
     encoder.begun.clear()
@@ -90,7 +95,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_what_arrives_meanwhile_is_the_next_batch(encoder: Lengths, batcher: Batcher):
+def test_what_arrives_meanwhile_is_the_next_batch(encoder: Lengths, batcher: Words):
     first = hold_up(encoder, batcher)
     later = [batcher.submit([text])[0] for text in ("a", "bb", "ccc", "dddd")]
     encoder.gate.set()
@@ -98,7 +103,7 @@ def test_what_arrives_meanwhile_is_the_next_batch(encoder: Lengths, batcher: Bat
     assert encoder.batches == [1, 3, 1]
 
 
-def test_a_broken_item_fails_alone(encoder: Lengths, batcher: Batcher):
+def test_a_broken_item_fails_alone(encoder: Lengths, batcher: Words):
     hold_up(encoder, batcher)
     a, broken, b = (batcher.submit([text])[0] for text in ("a", "broken", "bb"))
     encoder.gate.set()
@@ -107,7 +112,7 @@ def test_a_broken_item_fails_alone(encoder: Lengths, batcher: Batcher):
         broken.result(5)
 
 
-def test_a_fault_of_the_program_reaches_its_own_request_alone(encoder: Lengths, batcher: Batcher):
+def test_a_fault_of_the_program_reaches_its_own_request_alone(encoder: Lengths, batcher: Words):
     hold_up(encoder, batcher)
     a, poison, b = (batcher.submit([text])[0] for text in ("a", "x" * 13, "bb"))
     encoder.gate.set()
@@ -117,7 +122,7 @@ def test_a_fault_of_the_program_reaches_its_own_request_alone(encoder: Lengths, 
     assert value(batcher.submit(["four"])[0]) == 4
 
 
-def test_a_full_queue_refuses_at_once(encoder: Lengths, batcher: Batcher):
+def test_a_full_queue_refuses_at_once(encoder: Lengths, batcher: Words):
     hold_up(encoder, batcher)
     waiting = batcher.submit(["a", "b", "c"])
     begin = time.perf_counter()
@@ -130,7 +135,7 @@ def test_a_full_queue_refuses_at_once(encoder: Lengths, batcher: Batcher):
     assert [value(future) for future in waiting] == [1, 1, 1, 1]
 
 
-def test_what_is_cancelled_is_not_computed(encoder: Lengths, batcher: Batcher):
+def test_what_is_cancelled_is_not_computed(encoder: Lengths, batcher: Words):
     hold_up(encoder, batcher)
     gone, kept, late = (batcher.submit([text])[0] for text in ("gone", "kept!", "late"))
     assert gone.cancel()
@@ -143,7 +148,7 @@ def test_what_is_cancelled_is_not_computed(encoder: Lengths, batcher: Batcher):
         gone.result(5)
 
 
-def test_what_is_cancelled_makes_room(encoder: Lengths, batcher: Batcher):
+def test_what_is_cancelled_makes_room(encoder: Lengths, batcher: Words):
     hold_up(encoder, batcher)
     for future in batcher.submit(["a", "b", "c", "d"]):
         assert future.cancel()
@@ -153,7 +158,7 @@ def test_what_is_cancelled_makes_room(encoder: Lengths, batcher: Batcher):
 
 
 def test_a_stop_finishes_what_was_taken_and_takes_no_more(encoder: Lengths):
-    batcher = Batcher(encoder, doubled, queue=8, batch=2)
+    batcher = Batcher("text", partial(encode_together, encoder, doubled), queue=8, batch=2)
     hold_up(encoder, batcher)
     waiting = batcher.submit(["a", "bb", "ccc"])
     encoder.gate.set()
@@ -167,12 +172,45 @@ def test_a_stop_finishes_what_was_taken_and_takes_no_more(encoder: Lengths):
 
 def test_sizes_of_batches_are_observed(encoder: Lengths):
     sizes: list[int] = []
-    batcher = Batcher(encoder, doubled, queue=8, batch=3, observe=sizes.append)
+    batcher = Batcher(
+        "text", partial(encode_together, encoder, doubled), queue=8, batch=3, observe=sizes.append
+    )
     hold_up(encoder, batcher)
     batcher.submit(["a", "b", "c", "d"])
     encoder.gate.set()
     batcher.close()
     assert sizes == [1, 3, 1]
+
+
+def test_only_what_is_alike_is_done_together():
+    gate, begun, batches = Event(), Event(), list[list[str]]()
+
+    def work(values: Sequence[str]) -> list[str | Exception]:
+        begun.set()
+        assert gate.wait(10)
+        batches.append(list(values))
+        return [value.upper() for value in values]
+
+    batcher = Batcher("letters", work, queue=9, batch=2, alike=lambda value: value[0])
+    (first,) = batcher.submit(["first"])
+    assert begun.wait(5)
+    later = batcher.submit(["a1", "b1", "a2", "b2", "a3"])
+    gate.set()
+    assert [future.result(5) for future in later] == ["A1", "B1", "A2", "B2", "A3"]
+    batcher.close()
+    assert first.result(0) == "FIRST"
+    assert batches == [["first"], ["a1", "a2"], ["b1", "b2"], ["a3"]]
+
+
+def test_several_threads_work_at_a_time():
+    both = Barrier(2, timeout=5)
+
+    def work(values: Sequence[str]) -> list[int | Exception]:
+        return [both.wait()]
+
+    batcher = Batcher("pairs", work, queue=4, batch=1, threads=2)
+    assert sorted(future.result(5) for future in batcher.submit(["a", "b"])) == [0, 1]
+    batcher.close()
 
 
 def test_a_pool_refuses_more_than_may_wait():

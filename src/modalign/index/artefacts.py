@@ -197,6 +197,11 @@ def open_artefact(index: Path, view: View) -> Artefact:
         DataError: It is missing, broken, cut off, of a newer format or of other rows.
         MissingExtraError: The engine's package is not installed.
     """
+    if Path(view.artefact).name != view.artefact:
+        raise CorruptError(
+            f"{index}: its engine's folder is named {view.artefact!r}, expected a plain name; "
+            "build the engine again"
+        )
     folder = index / ENGINE_FOLDER / view.artefact
     record = _read_record(folder / RECORD_FILE)
     _check_files(folder, record)

@@ -26,6 +26,8 @@ BOOLEAN, NUMBER, TEXT = 1, 2, 3
 Operator = Literal["in", "ne", "gt", "gte", "lt", "lte", "absent"]
 COMPARED: dict[str, str] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 OPERATORS = (*COMPARED, "ne")
+# What one statement of SQLite takes.
+MOST_VALUES, MOST_CONDITIONS = 10_000, 100
 # Beyond this, SQLite holds no whole number.
 LARGEST_INTEGER = 2**63 - 1
 
@@ -122,7 +124,15 @@ def parse_filter(where: Mapping[str, Any]) -> tuple[Condition, ...]:
             f"filter: is {type(where).__name__}, expected a JSON object, as in "
             '{"label": "dog", "year": {"gte": 2000}}'
         )
-    return tuple(condition for name, wanted in where.items() for condition in _of(name, wanted))
+    found = tuple(condition for name, wanted in where.items() for condition in _of(name, wanted))
+    values = sum(len(condition.facts) for condition in found)
+    if values > MOST_VALUES or len(found) > MOST_CONDITIONS:
+        raise UsageError(
+            f"filter: {len(found):,} conditions of {values:,} values, expected at most "
+            f"{MOST_CONDITIONS} of {MOST_VALUES:,}; ask in parts",
+            values=values,
+        )
+    return found
 
 
 def _of(name: Any, wanted: Any) -> list[Condition]:

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from modalign.errors import DataError, MismatchError, ShapeError, UsageError
+from modalign.errors import CorruptError, DataError, MismatchError, ShapeError, UsageError
 from modalign.gallery import LARGEST, SMALLEST, Gallery, Hits
 from modalign.index.artefacts import (
     ENGINE_FOLDER,
@@ -286,6 +286,12 @@ class Index:
             hits = self._hits(found, min(k, there))
             if hits is not None:
                 return hits
+            if self.rows.view() is state.view:
+                raise CorruptError(
+                    f"{self.where}: rows are found that the database does not name; restore the "
+                    "folder whole, or build the index again",
+                    folder=self.folder,
+                )
 
     def _hits(self, found: Sequence[Ranked], k: int) -> Hits | None:
         """Return what was found, with ids; None where an item has been deleted meanwhile."""
@@ -574,6 +580,7 @@ class Index:
             MissingExtraError: The engine's package is not installed.
         """
         check_recall(recall)
+        self.rows.check_writable()
         samples, wanted = self._samples(queries, recall=recall, k=k, seed=seed)
         header = self._wanted(engine, settings)
         view = self.rows.view()

@@ -16,7 +16,7 @@ from modalign.index.header import Header
 from modalign.index.index import Index
 from modalign.index.registry import AUTO, EXACT, engine_class, parse_engine
 from modalign.index.rows import Rows
-from modalign.index.tuning import check_recall
+from modalign.index.tuning import check_recall, sampled
 from modalign.storage import building, check_free, sweep
 
 
@@ -64,6 +64,8 @@ def build_index(
     if name != EXACT:
         engine_class(name).settle(chosen, rows=len(gallery), width=gallery.width)
     check_metadata(metadata or {}, gallery.ids)
+    for given in (queries or {}).values():
+        sampled(given, seed=seed)
     header = Header(
         modality=gallery.modality,
         width=gallery.width,

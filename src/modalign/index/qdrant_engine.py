@@ -26,8 +26,8 @@ from modalign.index.contract import (
     grouped,
     reading_engine,
 )
-from modalign.stores import Store, open_store
-from modalign.stores.qdrant_collection import _broken, _client
+from modalign.stores import Store, StoreSpec
+from modalign.stores.qdrant_collection import _broken, _client, open_collection
 
 SETTINGS = ("url",)
 COLLECTION = "rows"
@@ -85,7 +85,9 @@ class QdrantEngine(Engine):
     def open(cls, folder: Path, *, rows: int, width: int, plan: Plan) -> Engine:
         """Open a local folder as a store is, or connect to the server."""
         if "url" not in plan.settings:
-            store = open_store(f"qdrant:{folder}#{COLLECTION}")
+            # Not by a spec, which a folder's name may not fit in.
+            text = f"qdrant:{folder}#{COLLECTION}"
+            store = open_collection(StoreSpec(text, "qdrant", str(folder), COLLECTION, {}))
             with reading_engine(str(folder), RuntimeError):
                 _check_size((store.count, store.width), (rows, width))
             return LocalQdrant(store)

@@ -121,7 +121,7 @@ class Rows:
                 state = connection.execute("SELECT identity, generation, artefact FROM state")
                 identity, generation, artefact = state.fetchone()
                 listed = connection.execute(
-                    "SELECT number, file, first_row, rows, sha256 FROM segments ORDER BY first_row"
+                    "SELECT number, first_row, rows, sha256 FROM segments ORDER BY first_row"
                 ).fetchall()
                 deleted = _rows(connection.execute("SELECT row FROM deleted ORDER BY row"))
             self._check_identity(identity)
@@ -142,12 +142,12 @@ class Rows:
                 file=self.folder / ITEMS_FILE,
             )
 
-    def _opened(self, listed: Sequence[tuple[int, str, int, int, str]]) -> tuple[Segment, ...]:
+    def _opened(self, listed: Sequence[tuple[int, int, int, str]]) -> tuple[Segment, ...]:
         known = {} if self._view is None else {each.number: each for each in self._view.segments}
         return tuple(
             known.get(number)
             or open_segment(
-                self.folder / VECTORS_FOLDER / file,
+                self.folder / VECTORS_FOLDER / _file_name(number),
                 number=number,
                 first_row=first_row,
                 rows=rows,
@@ -155,7 +155,7 @@ class Rows:
                 dtype=self.dtype,
                 sha256=sha256,
             )
-            for number, file, first_row, rows, sha256 in listed
+            for number, first_row, rows, sha256 in listed
         )
 
     def ids_of(self, rows: np.ndarray) -> list[str | None]:
@@ -281,7 +281,7 @@ class Rows:
         self, view: View, joined: Sequence[Segment], vectors: np.ndarray
     ) -> _Written:
         number = 1 + max((each.number for each in view.segments), default=0)
-        file = self.folder / VECTORS_FOLDER / f"{number:06d}.npy"
+        file = self.folder / VECTORS_FOLDER / _file_name(number)
         blocks = [*(each.array for each in joined), vectors]
         rows = sum(map(len, blocks))
         save_array_blocks(file, blocks, shape=(rows, self.width), dtype=np.dtype(self.dtype))
@@ -323,6 +323,14 @@ class Rows:
         with self.locked(), self.database.writing() as connection:
             work(connection)
 
+    def check_writable(self) -> None:
+        """Raise a UsageError where the index was opened read-only."""
+        if self.read_only:
+            raise UsageError(
+                f"{self.folder}: was opened read-only; load it with read_only=False to change it",
+                folder=self.folder,
+            )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep all other writers out, those of this process and of others.
@@ -330,11 +338,7 @@ class Rows:
         Raises:
             UsageError: The index is read-only, or another process is still writing after a while.
         """
-        if self.read_only:
-            raise UsageError(
-                f"{self.folder}: was opened read-only; load it with read_only=False to change it",
-                folder=self.folder,
-            )
+        self.check_writable()
         with self._in_process:
             if self._holds_lock:
                 yield
@@ -413,6 +417,10 @@ def _locked(folder: Path, *, wait_s: float) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
+def _file_name(number: int) -> str:
+    return f"{number:06d}.npy"
+
+
 def _joined(segments: Sequence[Segment], rows: int) -> list[Segment]:
     """Return the last segments that new rows are joined with: those not larger than what comes.
 
@@ -485,8 +493,8 @@ def _replace_segments(
         "DELETE FROM segments WHERE number = ?", [(each.number,) for each in old]
     )
     connection.execute(
-        "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
-        [new.number, new.file.name, new.first_row, new.rows, new.sha256],
+        "INSERT INTO segments VALUES (?, ?, ?, ?)",
+        [new.number, new.first_row, new.rows, new.sha256],
     )
 
 

@@ -5,7 +5,8 @@
     guard       what every request passes: host, token, headers, figures
     requests    fields of a request -> what is asked for
     uploads     a request's body, read no further than is allowed, and its files
-    service     what is asked for -> the space, through batches and pools
+    service     what is asked for -> the space
+    batching    what many requests ask at a time is done together: encoding, searching
     indexes     what is searched: an index, or a gallery
 
 It needs the extra `serve`; `check_extras` says so.

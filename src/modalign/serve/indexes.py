@@ -179,17 +179,16 @@ class ServedIndex:
             raise NotThereError(f"index {self.name}: has no item {item_id!r}")
         return found[item_id]
 
-    def vector(self, item_id: str) -> np.ndarray:
-        """Return an item's vector as it is stored, float32 [D].
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """Return items' vectors as they are stored, float32 [n, D].
 
         Raises:
-            NotThereError: There is none of this id.
+            NotThereError: There is none of one of these ids.
         """
         try:
-            found: np.ndarray = self.catalogue.vectors_of([item_id])[0]
+            return self.catalogue.vectors_of(ids)
         except UsageError as error:
-            raise NotThereError(f"index {self.name}: has no item {item_id!r}") from error
-        return found
+            raise NotThereError(f"index {self.name}: has no item {ids[0]!r}") from error
 
 
 def each_of(text: str) -> list[str]:

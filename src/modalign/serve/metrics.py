@@ -31,8 +31,8 @@ class Metrics:
         )
         self._batches = Histogram(
             "modalign_batch_items",
-            "Items that were encoded together.",
-            ("modality",),
+            "Items that were encoded, or searched by, together.",
+            ("queue",),
             buckets=SIZES,
             registry=self._registry,
         )
@@ -45,9 +45,9 @@ class Metrics:
         self._counted(route, method, str(status)).inc()
         self._timed(route).observe(seconds)
 
-    def batch_observer(self, modality: str) -> Callable[[int], None]:
-        """Return what is told the size of each batch of an encoder."""
-        return self._batches.labels(modality).observe
+    def batch_observer(self, queue: str) -> Callable[[int], None]:
+        """Return what is told the size of each batch of a queue."""
+        return self._batches.labels(queue).observe
 
     def watch(
         self, name: str, help_text: str, label: str, values: Mapping[str, Callable[[], float]]

@@ -48,7 +48,7 @@ class Served:
         return self.indexes[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AskedPart:
     """One thing that is searched by.
 

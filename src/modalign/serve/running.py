@@ -87,8 +87,9 @@ def run(
 ) -> None:
     """Serve until a signal comes."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    # What is no HTTP is refused; it need not be told each time.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # What is no HTTP or no form is refused; it need not be told each time.
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if log_requests:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     config = uvicorn.Config(

@@ -10,25 +10,24 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
 from modalign.errors import DataError, UsageError
-from modalign.gallery import Searchable
 from modalign.index import IndexedItem
 from modalign.media import Kind, MediaLimits, check_media
-from modalign.serve.batching import Batcher, Encoded
+from modalign.serve.batching import Batcher
+from modalign.serve.encoding import Encoded, encode_together
 from modalign.serve.indexes import ServedIndex
 from modalign.serve.media import MediaFile, find_media
 from modalign.serve.metrics import Metrics
 from modalign.serve.pools import Pool
 from modalign.serve.refusals import NotThereError
-from modalign.serve.requests import AskedEmbeddings, AskedPart, AskedSearch, Served
+from modalign.serve.requests import AskedEmbeddings, AskedSearch, Served
+from modalign.serve.searching import Search, Searcher, shown
 from modalign.serve.settings import LARGEST_K, Settings
 from modalign.serve.thumbnails import Thumbnails
 from modalign.serve.uploads import Upload
-from modalign.space import Found, QueryPart
 
 if TYPE_CHECKING:
     from modalign.space import Space
@@ -70,45 +69,50 @@ class Service:
             named_indexes(space, indexes),
             space.family.leads,
         )
-        self._asks_as_stored = all(
-            space.family.asks_as_stored(*direction) for direction in space.directions()
+        self._encoders = {name: self._encoder(name) for name in self.served.reads}
+        searcher = Searcher(space, self._reads)
+        self._searches = Batcher(
+            "search",
+            searcher.together,
+            queue=settings.queue,
+            batch=settings.batch,
+            threads=settings.workers,
+            alike=searcher.alike,
+            observe=self.metrics.batch_observer("search"),
         )
-        self._batchers = {name: self._batcher(name) for name in self.served.reads}
-        self._searches = Pool("search", threads=settings.workers, queue=settings.queue)
         self._files = Pool("files", threads=2, queue=settings.queue)
         # An id of each index that is not empty, for the documentation.
         self.examples: dict[str, str] = {}
         self._watch()
         self._warm()
 
-    def _batcher(self, modality: str) -> Batcher:
+    def _encoder(self, modality: str) -> Batcher[str, Encoded]:
+        encoder = self.space.encoder(modality)
+        embed = partial(self.space.embed_features, modality)
         return Batcher(
-            self.space.encoder(modality),
-            partial(self.space.embed_features, modality),
+            modality,
+            partial(encode_together, encoder, embed),
             queue=self.settings.queue,
             batch=self.settings.batch,
             observe=self.metrics.batch_observer(modality),
         )
 
+    @property
+    def _batchers(self) -> list[Batcher[Any, Any]]:
+        return [*self._encoders.values(), self._searches]
+
     def _watch(self) -> None:
-        waiting = {
-            f"encode {name}": partial(getattr, batcher, "waiting")
-            for name, batcher in self._batchers.items()
-        }
-        pools = {
-            pool.name: partial(getattr, pool, "taken") for pool in (self._searches, self._files)
-        }
-        self.metrics.watch(
-            "modalign_queue_items", "What waits or is worked on.", "queue", {**waiting, **pools}
-        )
+        waiting = {each.name: partial(getattr, each, "waiting") for each in self._batchers}
+        waiting[self._files.name] = partial(getattr, self._files, "taken")
+        self.metrics.watch("modalign_queue_items", "What waits.", "queue", waiting)
         items = {name: partial(len, each.catalogue) for name, each in self.served.indexes.items()}
         self.metrics.watch("modalign_index_items", "Items of each index.", "index", items)
 
     def _warm(self) -> None:
         """Do each kind of work once, so that the first request need not wait for it."""
-        for name, batcher in self._batchers.items():
+        for name, encoder in self._encoders.items():
             if self.served.reads[name] == "text":
-                batcher.submit(["a picture"])[0].result()
+                encoder.submit(["a picture"])[0].result()
         for index in self.served.indexes.values():
             if len(index.catalogue):
                 query = np.ones((1, index.catalogue.width), np.float32)
@@ -117,14 +121,12 @@ class Service:
 
     def problems(self) -> list[str]:
         """Return why nothing can be answered now; nothing where all is well."""
-        stopped = [name for name, batcher in self._batchers.items() if not batcher.works]
-        return [f"the {name} encoder is not at work" for name in stopped]
+        return [f"{each.name} is not at work" for each in self._batchers if not each.works]
 
     def close(self) -> None:
         """Finish what was taken, and end the threads."""
-        for batcher in self._batchers.values():
+        for batcher in self._batchers:
             batcher.close()
-        self._searches.close()
         self._files.close()
 
     # Searching ----------------------------------------------------------------------------
@@ -139,72 +141,12 @@ class Service:
             OverloadedError: A queue is full.
         """
         begin = time.perf_counter()
-        encoded = await self._encoded_parts(asked.parts)
-        found = await self._searches.run(partial(self._found, asked, encoded))
+        given = [(part.modality, part.value) for part in asked.parts if part.value is not None]
+        results = iter(await self.encoded(given) if given else ())
+        encoded = [None if part.value is None else next(results) for part in asked.parts]
+        (future,) = self._searches.submit([Search(asked, encoded)])
+        found = await asyncio.wrap_future(future)
         return {**found, "seconds": round(time.perf_counter() - begin, 6)}
-
-    async def _encoded_parts(self, parts: Sequence[AskedPart]) -> list[Encoded | None]:
-        """Return what becomes of each part that is no item of an index."""
-        given = [(part.modality, part.value) for part in parts if part.value is not None]
-        encoded = iter(await self.encoded(given))
-        return [None if part.value is None else next(encoded) for part in parts]
-
-    def _found(self, asked: AskedSearch, encoded: Sequence[Encoded | None]) -> dict[str, Any]:
-        """Search, in a thread."""
-        parts = [
-            query_part(*each, asks_as_stored=self._asks_as_stored)
-            for each in zip(asked.parts, encoded, strict=True)
-        ]
-        chosen = filtered(asked)
-        # The item itself is found first, and left out.
-        k = asked.k + 1 if asked.is_like else asked.k
-        indexes = [index for index, _ in chosen]
-        found = self.space.search_parts([catalogue for _, catalogue in chosen], parts, k=k)
-        return {
-            "hits": self._hits(found, indexes, asked),
-            "from": [part.modality for part in parts],
-            "to": list(dict.fromkeys(index.modality for index in indexes)),
-            "ranked_by": found.ranked_by,
-        }
-
-    def _hits(
-        self, found: Found, indexes: Sequence[ServedIndex], asked: AskedSearch
-    ) -> list[dict[str, Any]]:
-        own = (asked.parts[0].index, asked.parts[0].item_id) if asked.is_like else (None, "")
-        places = [
-            (number, place, found.hits[number].ids[0][place]) for number, place in found.order
-        ]
-        places = [each for each in places if (indexes[each[0]], each[2]) != own][: asked.k]
-        items = [
-            index.catalogue.items([item_id for at, _, item_id in places if at == number])
-            for number, index in enumerate(indexes)
-        ]
-        return [
-            {
-                **self.shown(indexes[number], items[number][item_id]),
-                "similarity": round(float(found.hits[number].similarity[0, place]), 6),
-                "probability": probability(found, number, place),
-            }
-            for number, place, item_id in places
-            if item_id in items[number]  # else it was deleted a moment ago
-        ]
-
-    def shown(self, index: ServedIndex, item: IndexedItem) -> dict[str, Any]:
-        """Return what is said of an item: of a file its name alone, never where it lies."""
-        value, reads = item.value, self._reads[index.modality]
-        is_file = reads == "file" and value is not None
-        has_media = is_file and index.root is not None
-        address = f"{index.address}/{quote(item.id, safe='')}" if has_media else ""
-        has_picture = has_media and index.modality != "audio"
-        return {
-            "index": index.name,
-            "id": item.id,
-            "modality": index.modality,
-            "value": value.rpartition("/")[2] if is_file and value is not None else value,
-            "metadata": item.metadata,
-            "media": f"/v1/media/{address}" if has_media else None,
-            "thumbnail": f"/v1/thumbnails/{address}" if has_picture else None,
-        }
 
     # Items --------------------------------------------------------------------------------
 
@@ -220,7 +162,7 @@ class Service:
     def _item(self, item_id: str, name: str | None) -> dict[str, Any]:
         if name is not None:
             index = self.served.index(name)
-            return self.shown(index, index.item(item_id))
+            return self._shown(index, index.item(item_id))
         found = []
         for index in self.served.indexes.values():
             with suppress(NotThereError):
@@ -232,7 +174,10 @@ class Service:
             raise UsageError(
                 f"item {item_id!r}: several indexes have it ({names}); say ?index=NAME"
             )
-        return self.shown(*found[0])
+        return self._shown(*found[0])
+
+    def _shown(self, index: ServedIndex, item: IndexedItem) -> dict[str, Any]:
+        return shown(index, item, self._reads[index.modality])
 
     async def media(self, index: str, item_id: str) -> MediaFile:
         """Return an item's file.
@@ -288,7 +233,7 @@ class Service:
         try:
             for modality in dict.fromkeys(modality for modality, _ in items):
                 values = [path_or_text(value) for name, value in items if name == modality]
-                futures += self._batchers[modality].submit(values)
+                futures += self._encoders[modality].submit(values)
             # A request's own modalities are few: theirs come in the order they were submitted.
             waiting = dict(zip(by_modality(items), futures, strict=True))
             return [
@@ -375,50 +320,6 @@ def described_index(index: ServedIndex) -> dict[str, Any]:
         "fields": index.catalogue.metadata_fields(),
         "media": index.root is not None,
     }
-
-
-def filtered(asked: AskedSearch) -> list[tuple[ServedIndex, Searchable]]:
-    """Return what is searched of each index; one that knows nothing of the filter is left out.
-
-    Raises:
-        UsageError: No index can be filtered so.
-    """
-    if not asked.where:
-        return [(index, index.catalogue) for index in asked.indexes]
-    found: list[tuple[ServedIndex, Searchable]] = []
-    refused: list[UsageError] = []
-    for index in asked.indexes:
-        try:
-            found.append((index, index.catalogue.filtered(asked.where)))
-        except UsageError as error:
-            refused.append(error)
-    if not found:
-        raise refused[0]
-    return found
-
-
-def query_part(asked: AskedPart, encoded: Encoded | None, *, asks_as_stored: bool) -> QueryPart:
-    """Return what a space searches by.
-
-    Args:
-        asked: An item of an index, or what was encoded.
-        encoded: What became of it.
-        asks_as_stored: Whether the space asks every gallery by what it stores of a modality,
-            which the batch has computed already.
-    """
-    stored = None
-    if asked.index is not None:
-        stored = asked.index.vector(asked.item_id)
-    elif encoded is not None and asks_as_stored:
-        stored = encoded.vector
-    features = encoded.features if encoded is not None and stored is None else None
-    return QueryPart(asked.modality, features, stored=stored, weight=asked.weight)
-
-
-def probability(found: Found, number: int, place: int) -> float | None:
-    """Return how probable a result is, None where that is not known."""
-    values = found.hits[number].probability
-    return None if values is None else round(float(values[0, place]), 4)
 
 
 def check_upload(upload: Upload, modality: str, limits: MediaLimits) -> None:
