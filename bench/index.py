@@ -106,6 +106,7 @@ def measured(folder: Path, rows: int, options: argparse.Namespace) -> list[Line]
         else:
             note(f"{backend}: {rows:,} rows")
             lines.append(measure(folder, backend, queries, rows, options))
+            note(str(lines[-1]))
     return lines
 
 

@@ -143,6 +143,28 @@ def test_metadata_is_typed_and_can_be_asked(made, printed, tmp_path):
         }  # fmt: skip
 
 
+def test_search_keeps_to_a_filter_where_there_is_metadata(made, tmp_path, capsys):
+    table = write_table(tmp_path / "t.csv", ["id", "odd"], [[n, n[-1] in "13579"] for n in IDS])
+    call("index", made["gallery"], "--out", tmp_path / "index", "--metadata", table)
+    capsys.readouterr()
+
+    def searched(gallery, where, *rest):
+        query = ["--text", "t5", "-k", 4, "--filter", where, *made["cache"], *rest]
+        status = main([str(part) for part in ("search", made["root"] / "space", gallery, *query)])
+        return status, *capsys.readouterr()
+
+    status, out, _ = searched(tmp_path / "index", '{"odd": "False"}', "--json")
+    assert status == 0
+    assert [int(hit["id"][1:]) % 2 for hit in json.loads(out)["hits"]] == [0, 0, 0, 0]
+    for gallery, where, message in (
+        (tmp_path / "index", "{odd: 1}", "is no JSON"),
+        (tmp_path / "index", '{"even": true}', "no item has a field 'even'; known: odd"),
+        (made["gallery"], "{}", "has no metadata to filter by"),
+    ):
+        status, _, err = searched(gallery, where)
+        assert (status, message in err) == (2, True), err
+
+
 # Changing
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "embed": ("using", "Embed items into a gallery."),
     "index": ("indexing", "Make a gallery fast to search, add to it, delete from it."),
     "search": ("using", "Search galleries by text, picture, sound or clip."),
-    "serve": ("serving", "Serve a space over HTTP, with a page to search on."),
+    "serve": ("serving", "Serve a space and its indexes over HTTP, with a page to search on."),
     "evaluate": ("using", "Measure retrieval on held-out pairs."),
     "robustness": ("robustness", "Measure what is left of recall when queries are perturbed."),
     "compare": ("comparing", "Compare recipes and options on the same features, side by side."),

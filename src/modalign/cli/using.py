@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,23 @@ def embed(space: Path, items: Path, modality: str, out: Path, **options: Any) ->
     multiple=True,
     help="Search by any modality of the space.",
 )
+@click.option(
+    "--filter",
+    "where",
+    metavar="JSON",
+    help='Of indexes: only items whose metadata fit, as in {"label": "dog", "year": {"lt": 2000}}.',
+)
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
 @OWN_ENCODER
 @drawless
-def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **options: Any) -> None:
+def search(
+    space: Path,
+    galleries: tuple[str, ...],
+    where: str | None,
+    k: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Search galleries by text, picture, sound or clip.
 
     GALLERY is a folder that `modalign embed` or `modalign index` wrote, of any modality of the
@@ -126,7 +140,7 @@ def search(space: Path, galleries: tuple[str, ...], k: int, as_json: bool, **opt
     use_machine(options)
     query = the_queries(options)
     loaded = open_space(space, options)
-    stored = [open_searchable(loaded, gallery) for gallery in galleries]
+    stored = [filtered(open_searchable(loaded, gallery), where) for gallery in galleries]
     parts = [loaded.query_part(modality, value) for modality, value in query.items()]
     results = loaded.search_parts(stored, parts, k=k)
     found = [
@@ -333,6 +347,30 @@ def open_searchable(space: Space, text: str) -> Searchable:
     return (
         load_index(Path(text), read_only=True) if is_index(Path(text)) else Gallery.load(Path(text))
     )
+
+
+def filtered(gallery: Searchable, where: str | None) -> Searchable:
+    """Keep of an index the items whose metadata fit a filter.
+
+    Raises:
+        UsageError: The filter is no JSON object, or the gallery has no metadata.
+    """
+    if where is None:
+        return gallery
+    from modalign.index import Index
+
+    if not isinstance(gallery, Index):
+        raise UsageError(
+            f"{gallery.where}: has no metadata to filter by, expected an index; make one of it "
+            "with `modalign index --metadata`, or leave --filter out"
+        )
+    try:
+        return gallery.filtered(json.loads(where))
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"--filter {where}: is no JSON ({error}), expected an object, as in "
+            '{"label": "dog"}; put it in single quotes'
+        ) from error
 
 
 def check_query_file(space: Space, options: Mapping[str, Any]) -> None:
