@@ -108,6 +108,19 @@ def test_by_any_metric_a_result_has_its_cosine_and_the_same_probability(world, t
     assert found["dot"].probability[0, 0] > 0.05
 
 
+def test_a_store_whose_other_rows_are_longer_is_refused(world, tmp_path):
+    faiss = pytest.importorskip("faiss", reason="the extra [faiss] is not installed")
+    vectors = np.load(world / "stored.npy")
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.concatenate([vectors, 50 * vectors]))
+    faiss.write_index(index, str(tmp_path / "half.index"))
+    ids = [key("text", row) for row in range(2 * ROWS)]
+    (tmp_path / "half.ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"gave a similarity of \d+.*expected at most 1"):
+        attaching(world, tmp_path / "space", spec=f"faiss:{tmp_path / 'half.index'}")
+    assert not (tmp_path / "space").exists()
+
+
 def test_ids_may_lie_in_another_folder_and_be_named_from_here(world, tmp_path, monkeypatch):
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()

@@ -146,7 +146,7 @@ class FaissEngine(Engine):
             return [{"ef": size, "oversample": 2} for size in SEARCHED]
         lists = self._index.nlist
         probed = [number for number in PROBED if number < lists] + [lists]
-        ladder = [{"nprobe": n, "oversample": 4 if n < 64 else 8} for n in probed]
+        ladder = [{"nprobe": n, "oversample": 4 if n < 256 else 8} for n in probed]
         return [*ladder, {"nprobe": lists, "oversample": 32}]
 
     def candidates(self, queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:

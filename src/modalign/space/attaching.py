@@ -28,6 +28,7 @@ from modalign.space.families import unit_rows
 from modalign.space.space import Space, load_space
 from modalign.storage import LOCK_FILE, building, check_free, sweep, write_json
 from modalign.stores import KINDS, Store, StoreSpec, open_store
+from modalign.stores.contract import UNIT_TOLERANCE
 from modalign.stores.encoder import BLOCK, EXAMPLES, StoreVectors
 
 PROOF_FILE = "attached.json"
@@ -60,13 +61,25 @@ class AttachedStore:
 
         Returns:
             Hits whose similarity is the cosine, whatever the engine's metric: its vectors have
-            length 1 where that is another, which attaching has checked.
+            length 1 where that is another, of which attaching has seen those of the pairs.
+
+        Raises:
+            MismatchError: A similarity is none of vectors of length 1.
         """
         hits = self.store.search(unit_rows(np.asarray(queries, np.float32)), k)
-        if self.store.metric != "l2":
-            return hits
-        # Of unit vectors |q - v|^2 = 2 - 2 q.v; the engine gives its negative.
-        return replace(hits, similarity=1 + hits.similarity / 2)
+        if self.store.metric == "l2":
+            # Of unit vectors |q - v|^2 = 2 - 2 q.v; the engine gives its negative.
+            hits = replace(hits, similarity=1 + hits.similarity / 2)
+        largest = np.abs(hits.similarity[np.isfinite(hits.similarity)]).max(initial=0.0)
+        if largest > 1 + UNIT_TOLERANCE:
+            raise MismatchError(
+                f"{self.where}: gave a similarity of {largest:.4g} by its metric "
+                f"{self.store.metric}, expected at most 1: not all of its vectors have length 1, "
+                "so its order is not the order of cosines; attach a copy whose vectors are scaled to "
+                "length 1, or one that searches by cosine",
+                similarity=float(largest),
+            )
+        return hits
 
     def __len__(self) -> int:
         return self.store.count

@@ -1,6 +1,7 @@
 """Recipe auto: members chosen by rows held out of the training rows, within a time budget.
 
-The validation rows take no part in the choice: what is reported of them does not flatter it.
+The validation rows take no part in the choice of members. What is settled after it, the shares, the
+closed form's strength, the best step and the hub correction, is chosen on them as in every recipe.
 """
 
 from __future__ import annotations
