@@ -75,8 +75,8 @@ class AttachedStore:
             raise MismatchError(
                 f"{self.where}: gave a similarity of {largest:.4g} by its metric "
                 f"{self.store.metric}, expected at most 1: not all of its vectors have length 1, "
-                "so its order is not the order of cosines; attach a copy whose vectors are scaled to "
-                "length 1, or one that searches by cosine",
+                "so its order is not the order of cosines; attach a copy whose vectors are scaled "
+                "to length 1, or one that searches by cosine",
                 similarity=float(largest),
             )
         return hits
