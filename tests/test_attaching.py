@@ -283,7 +283,7 @@ def test_a_folder_that_is_there_is_left_alone(world, attached):
     assert load_space(attached["space"]).verify()["ok"]
 
 
-@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_attach_leaves_no_space_and_the_store_as_it_was(world, tmp_path, ended):
     files = {path.name: path.read_bytes() for path in world.iterdir() if path.is_file()}
     store = f"npy:{world / 'stored.npy'}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -99,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait asleep: spinning ones make a step ten times slower where another process
     # needs a core. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with suppress(ValueError):  # outside of a program's main thread
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         status = cli.main(given, prog_name="modalign", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -122,6 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return fail(describe(error), 1, as_json=as_json)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End a command that is told to as Ctrl-C does, so that nothing half-made is left."""
+    raise KeyboardInterrupt
 
 
 def fail(message: str, status: int, *, as_json: bool) -> int:
