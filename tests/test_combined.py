@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from interruptions import Stop, stopping_at
 from modalign import align, load_encoder, load_space, read_pairs
+from modalign.cli.options import recipe_changes
 from modalign.errors import UsageError
 from modalign.evaluation import retrieval_ranks
 from modalign.recipes import CombinedRecipe
@@ -17,12 +20,13 @@ from modalign.report import write_report
 from modalign.report.spaces import measure
 from modalign.scoring import NoCorrection
 from modalign.space import Space
-from modalign.space.choosing import parted
 from modalign.space.encoded import encode_pairs
+from modalign.space.held import parted
+from modalign.space.joining import FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
 from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both
-from vector_spaces import contents, spec, write_world
+from vector_spaces import contents, key, spec, write_table, write_world
 
 SMALL = CombinedRecipe(
     width=16,
@@ -298,27 +302,58 @@ def test_members_that_err_differently_are_joined_and_one_that_knows_nothing_is_l
     assert max(entry["mean_reciprocal_rank"] for entry in tried) > max(alone)
 
 
-def test_rows_held_out_for_the_choice_share_no_item_with_the_others():
+class Rows:
+    """A table that knows which rows it has."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def subset(self, rows: np.ndarray) -> Rows:
+        return Rows(self.rows[rows])
+
+
+def paired_rows(first: np.ndarray, second: np.ndarray) -> PairedTables:
+    pairs = np.unique(np.stack([first, second], axis=1), axis=0)
+    sides = [np.unique(pairs[:, side], return_inverse=True) for side in (0, 1)]
+    tables = {m: Rows(items) for m, (items, _) in zip(("image", "text"), sides, strict=True)}
+    return PairedTables("image", "text", tables, np.stack([s[1] for s in sides], axis=1))  # type: ignore[arg-type]
+
+
+def items(paired: PairedTables, name: str) -> set[int]:
+    return set(paired.tables[name].rows.tolist())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_held_out_for_the_choice_share_no_item_with_the_others(seed):
     rng = np.random.default_rng(0)
-    pairs = np.unique(np.stack([rng.integers(0, 80, 120), rng.integers(0, 200, 120)], 1), axis=0)
-    first, a = np.unique(pairs[:, 0], return_inverse=True)
-    second, b = np.unique(pairs[:, 1], return_inverse=True)
-
-    class Rows:
-        def __init__(self, rows: np.ndarray) -> None:
-            self.rows = rows
-
-        def subset(self, rows: np.ndarray) -> Rows:
-            return Rows(self.rows[rows])
-
-    tables = {"image": Rows(np.arange(len(first))), "text": Rows(np.arange(len(second)))}
-    paired = PairedTables("image", "text", tables, np.stack([a, b], axis=1))  # type: ignore[arg-type]
-    train, held = parted(paired, seed=0)
-    assert len(train.pairs) + len(held.pairs) == len(pairs)
-    assert len(held.pairs) > 0
+    paired = paired_rows(rng.integers(0, 300, 300), rng.integers(0, 700, 300))
+    train, held = parted(paired, seed=seed)
+    assert len(train.pairs) + len(held.pairs) == len(paired.pairs)
+    # At least 60 rows, here more than 15 %.
+    assert 50 <= len(held.pairs) <= 72
     for name in ("image", "text"):
-        mine, others = (set(t.tables[name].rows.tolist()) for t in (train, held))  # type: ignore[attr-defined]
-        assert not mine & others
+        assert not items(train, name) & items(held, name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("turned", [False, True])
+def test_where_most_pairs_share_an_item_a_fair_part_is_held_out_all_the_same(seed, turned):
+    images = np.arange(1000)
+    texts = np.where(images % 10, 0, images)
+    sides = (texts, images) if turned else (images, texts)
+    train, held = parted(paired_rows(*sides), seed=seed)
+    assert 130 <= len(held.pairs) <= 180
+    assert len(train.pairs) + len(held.pairs) == 1000
+    other = "text" if turned else "image"
+    assert not items(train, other) & items(held, other)
+
+
+def test_pairs_that_cannot_be_parted_are_used_twice():
+    one = paired_rows(np.zeros(1, int), np.zeros(1, int))
+    assert parted(one, seed=0) == (one, one)
+    train, held = parted(paired_rows(np.zeros(9, int), np.arange(9)), seed=0)
+    assert len(held.pairs) == 3
+    assert len(train.pairs) == 6
 
 
 def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
@@ -345,6 +380,79 @@ def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
         *_, now = way["measured"]
         assert f"{now['items']}</th>" in page
         assert [entry["times"] for entry in way["forecast"]] == [1, 2, 10]
+
+
+def test_validation_rows_have_no_say_in_what_auto_makes(tmp_path):
+    """The same training rows with other validation rows, even false ones: the same weights."""
+    world = write_world(tmp_path, rows=400)
+    recipe = SMALL.changed({"choose": True, "scoring": "chosen", "budget": 120.0, "min_steps": 90})
+    made_of = []
+    for number, shift in enumerate((0, 1)):
+        partners = [*range(300), *(300 + (row + 37 * shift) % 100 for row in range(100))]
+        rows = [
+            [key("image", row), key("text", partner), "train" if row < 300 else "validation"]
+            for row, partner in enumerate(partners)
+        ]
+        write_table(world / "pairs.csv", ["image", "text", "split"], rows)
+        made_of.append(made(world, tmp_path / f"s{number}", recipe))
+    first, second = (space.stages[0].record for space in made_of)
+    # What is said of validation rows differs, or the test would say nothing.
+    assert recall(made_of[0]) != recall(made_of[1])
+    assert first["recipe"] == second["recipe"]
+    assert first["recipe"]["settled"]["step"] == first["best_step"] == first["steps"]
+    assert {k: v["correction"] for k, v in first["scoring"].items()} == {
+        k: v["correction"] for k, v in second["scoring"].items()
+    }
+    states = [space.family.model.state_dict() for space in made_of]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        np.testing.assert_array_equal(tensor.numpy(), states[1][name].numpy(), err_msg=name)
+
+
+def test_what_auto_settled_is_what_its_recipe_says_and_makes_again(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "scoring": "chosen", "budget": 120.0})
+    record = made(world, tmp_path / "s", recipe).stages[0].record
+    notes, settled = record["chosen"], record["recipe"]["settled"]
+    assert settled["closed_forms"] == notes["closed_forms"]
+    assert np.square(settled["shares"]).sum() == pytest.approx(1)
+    assert len(settled["shares"]) == len(notes["kept"])
+    again = CombinedRecipe.from_json(json.loads(json.dumps(record["recipe"])))
+    twin = made(world, tmp_path / "t", again).stages[0].record
+    assert twin["best_step"] == record["best_step"]
+    assert twin["embeddings"] == record["embeddings"]
+    assert twin["validation"] == record["validation"]
+
+
+def test_a_machine_slower_than_planned_ends_in_time(world, tmp_path, monkeypatch):
+    """Steps are timed as fast, and then take long."""
+    monkeypatch.setattr("modalign.space.choosing._step_seconds", lambda job: 1e-6)
+    loss = FirstMembers.loss
+
+    def slow(self: FirstMembers, step: int) -> Tensor:
+        time.sleep(0.02)
+        return loss(self, step)
+
+    monkeypatch.setattr(FirstMembers, "loss", slow)
+    recipe = SMALL.changed({"members": "mlp", "choose": True, "budget": 3.0, "min_steps": 100_000})
+    began = time.monotonic()
+    record = made(world, tmp_path / "s", recipe).stages[0].record
+    assert time.monotonic() - began < 12
+    assert 20 < record["chosen"]["steps_taken"] < 150
+    assert 0 < record["steps"] < 150
+    assert min(d["recall_at_1"] for d in record["validation"]["directions"]) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("60s", 60.0), ("1.5m", 90.0), ("1h", 3600.0), ("45", 45.0), ("2e2", 200.0)]
+)
+def test_a_budget_is_typed_with_its_unit_or_in_seconds(text, value):
+    assert recipe_changes({"budget": text}) == {"budget": value}
+
+
+@pytest.mark.parametrize("text", ["inf", "soon", "60x", "-5s", ""])
+def test_a_budget_that_is_no_time_is_refused(text):
+    with pytest.raises(UsageError, match=r"budget is .*, expected a time: seconds, or as in 60s"):
+        recipe_changes({"budget": text})
 
 
 def test_where_too_few_pairs_are_there_the_page_forecasts_nothing(tmp_path):

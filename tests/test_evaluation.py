@@ -264,7 +264,17 @@ def test_a_seed_repeats_its_interval_and_a_lower_level_narrows_it():
 
 def test_equal_hits_have_an_interval_without_width():
     assert bootstrap_interval(np.ones(10), seed=0) == (1.0, 1.0)
-    assert bootstrap_interval(np.zeros(10, bool), seed=0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("count", "level"), [(1, 0.95), (10, 0.95), (500, 0.8)])
+def test_hits_that_are_all_equal_have_the_exact_interval(count, level):
+    low, high = bootstrap_interval(np.ones(count, bool), seed=0, level=level)
+    assert high == 1.0
+    # At the bound, all hits have the probability of the tail.
+    assert low**count == pytest.approx((1 - level) / 2)
+    assert bootstrap_interval(np.zeros(count, bool), seed=0, level=level) == pytest.approx(
+        (0.0, 1 - low)
+    )
 
 
 def test_a_level_out_of_range_is_refused():

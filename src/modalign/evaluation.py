@@ -267,10 +267,11 @@ def bootstrap_interval(
     """Return the interval in which the mean lies when queries are drawn anew.
 
     Queries are drawn one by one: five captions of one photo count as independent, so the
-    interval is somewhat too narrow there. Where all hits are equal it has no width.
+    interval is somewhat too narrow there. Where all scores are equal it has no width, unless they
+    are hits: that all of ten queries found theirs does not say that every query will.
 
     Args:
-        hits: 1 where a query found a positive, else 0; or any score, [Q].
+        hits: True where a query found a positive; or any score, [Q].
         seed: Of the resampling.
         resamples: Galleries of queries drawn.
         level: Share of the resamples inside the interval, in (0, 1).
@@ -281,11 +282,16 @@ def bootstrap_interval(
     Source:
         The percentile interval of Efron 1979, Bootstrap methods: another look at the
         jackknife. Drawing Q queries with replacement is drawing how often each value
-        comes from a multinomial distribution, which is how it is done here.
+        comes from a multinomial distribution, which is how it is done here. Of hits that are
+        all equal, the exact interval of Clopper & Pearson 1934.
     """
     if not 0 < level < 1:
         raise UsageError(f"bootstrap_interval: level is {level}, expected between 0 and 1")
-    values, counts = np.unique(_some(np.asarray(hits, np.float64)), return_counts=True)
+    scores = _some(np.asarray(hits, np.float64))
+    if np.asarray(hits).dtype == bool and scores.min() == scores.max():
+        bound = ((1 - level) / 2) ** (1 / len(scores))
+        return (bound, 1.0) if scores[0] else (0.0, 1 - bound)
+    values, counts = np.unique(scores, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(hits), counts / len(hits), resamples)
     tail = (1 - level) / 2
     low, high = np.quantile(drawn @ values / len(hits), (tail, 1 - tail))

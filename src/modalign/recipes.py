@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -30,14 +31,58 @@ CORRECTIONS = (
 )
 
 
-def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+def _option(
+    default: Any,
+    text: str,
+    choices: Sequence[str] = (),
+    *,
+    read: Callable[[str], Any] | None = None,
+) -> Any:
+    """Make a field that is a flag; `read` takes what is typed, by default the default's type."""
+    metadata = {"help": text, "choices": tuple(choices), "read": read or type(default)}
+    return field(default=default, metadata=metadata)
+
+
+def seconds(text: str) -> float:
+    """Read a time as it is typed: 90, 90s, 1.5m or 1h, in seconds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([smh]?)", text.strip().lower())
+    if found is None:
+        raise ValueError(f"{text!r} is no time")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+# What is asked for where what was typed cannot be read.
+EXPECTED: Mapping[Callable[[str], Any], str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "on or off",
+    str: "a text",
+    seconds: "a time: seconds, or as in 60s, 2m, 1h",
+}
+
+
+def read_value(name: str, read: Callable[[str], Any], text: str) -> Any:
+    """Read what was typed for a field.
+
+    Raises:
+        UsageError: The text is of another form; the message names the field.
+    """
+    words = {"on": True, "true": True, "off": False, "false": False}
+    try:
+        return words[text] if read is bool else read(text)
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{name} is {text!r}, expected {EXPECTED[read]}", field=name) from error
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Raise a UsageError unless value >= least and finite."""
     if not least <= value < math.inf:
-        raise UsageError(f"{name} is {value}, expected {least} or more")
+        finite = "" if math.isfinite(value) else ", finite"
+        raise UsageError(f"{name} is {value}, expected {least} or more{finite}")
 
 
 @dataclass(frozen=True)
@@ -296,6 +341,23 @@ PAIR_LOSSES = ("info-nce", "sigmoid", "distribution", "n-way")
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What rows held out of the training rows settled: validation rows do not settle it again.
+
+    Attributes:
+        closed_forms: By name their "regularisation" and "power".
+        step: Training step whose weights are kept; it ends there. None: the best one's.
+        shares: Of the members, their squares sum to 1. None: they are chosen.
+        corrections: Of each direction, as "text->image", the hub correction as it is recorded.
+    """
+
+    closed_forms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    step: int | None = None
+    shares: Sequence[float] | None = None
+    corrections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CombinedRecipe(Recipe):
     """One shared space of closed forms and small networks, joined into one vector.
 
@@ -305,7 +367,7 @@ class CombinedRecipe(Recipe):
     family: ClassVar[str] = "combined"
     shared_fields: ClassVar[tuple[str, ...]] = ("width", "members", "hidden")
     # A later stage's modality goes through the members that were chosen.
-    later_defaults: ClassVar[Mapping[str, Any]] = {"choose": False}
+    later_defaults: ClassVar[Mapping[str, Any]] = {"choose": False, "settled": Settled()}
 
     batch_size: int = _option(512, "Pairs in a training step")
     min_steps: int = _option(
@@ -347,7 +409,13 @@ class CombinedRecipe(Recipe):
     choose: bool = _option(
         False, "Choose members by rows held out of the training rows, within --budget"
     )
-    budget: float = _option(150.0, "Seconds that training may take where members are chosen")
+    budget: float = _option(
+        150.0,
+        "Time that training may take where members are chosen: seconds, or as in 60s, 2m",
+        read=seconds,
+    )
+    # No flag: only recipe auto fills it in.
+    settled: Settled = Settled()
 
     def __post_init__(self) -> None:
         """Refuse values no run could use; see `Recipe`."""
@@ -374,6 +442,14 @@ class CombinedRecipe(Recipe):
                 f"loss n-way trains members mlp alone, the members are {self.members!r}; give "
                 "--members mlp with recipe combined"
             )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Make a recipe from what `as_json` gave; see `Recipe.from_json`."""
+        settled = values.get("settled")
+        if isinstance(settled, Mapping):
+            values = {**values, "settled": Settled(**settled)}
+        return super().from_json(values)
 
     @property
     def member_names(self) -> list[str]:
@@ -439,11 +515,17 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
     ),
     "auto": (
         CombinedRecipe(scoring="chosen", choose=True),
-        "As combined, with the members chosen on held-out rows within --budget seconds",
+        "As combined, with all that is left open settled on rows held out of training, within "
+        "--budget",
     ),
 }
 
 RECIPE_CLASSES: tuple[type[Recipe], ...] = (OneEncoderRecipe, AltMoERecipe, CombinedRecipe)
+
+
+def flag_fields(recipe: type[Recipe]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that a user sets."""
+    return [item for item in dataclasses.fields(recipe) if item.metadata]
 
 
 def named_recipe(name: str) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,13 @@ from typing import Any, TypeVar
 import click
 
 from modalign.errors import UsageError
-from modalign.recipes import CHECKPOINT_SECONDS, RECIPE_CLASSES, Recipe
+from modalign.recipes import (
+    CHECKPOINT_SECONDS,
+    RECIPE_CLASSES,
+    Recipe,
+    flag_fields,
+    read_value,
+)
 
 SEED = click.option(
     "--seed",
@@ -136,6 +141,7 @@ class RecipeFlag:
     defaults: dict[str, Any]
     help: str
     fixed: bool
+    read: Callable[[str], Any]
     choices: tuple[str, ...] = ()
 
     def declared(self) -> str:
@@ -150,8 +156,8 @@ class RecipeFlag:
 
     @property
     def kind(self) -> type:
-        """Type of the values."""
-        return type(next(iter(self.defaults.values())))
+        """What click takes the value by; what has a form of its own is read afterwards."""
+        return self.read if isinstance(self.read, type) else str
 
     def shown_default(self) -> str:
         """Return the defaults as they are typed, each family's where they differ."""
@@ -165,7 +171,7 @@ def every_recipe_flag() -> list[RecipeFlag]:
     """Return a flag for each field of any family's recipe, in the order of the fields."""
     found: dict[str, list[tuple[type[Recipe], Any]]] = {}
     for recipe in RECIPE_CLASSES:
-        for item in dataclasses.fields(recipe):
+        for item in flag_fields(recipe):
             found.setdefault(item.name, []).append((recipe, item))
     return [
         RecipeFlag(
@@ -173,6 +179,7 @@ def every_recipe_flag() -> list[RecipeFlag]:
             {recipe.family: item.default for recipe, item in entries},
             described(entries),
             all(name in recipe.shared_fields for recipe, _ in entries),
+            entries[0][1].metadata["read"],
             entries[0][1].metadata["choices"],
         )
         for name, entries in found.items()
@@ -216,9 +223,17 @@ def shown_value(value: Any) -> str:
 
 
 def recipe_changes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe fields that the call sets."""
-    names = {item.name for recipe in RECIPE_CLASSES for item in dataclasses.fields(recipe)}
-    return {name: value for name, value in options.items() if name in names and value is not None}
+    """Return the recipe fields that the call sets.
+
+    Raises:
+        UsageError: A value cannot be read.
+    """
+    reads = {flag.name: flag.read for flag in every_recipe_flag()}
+    return {
+        name: read_value(name, reads[name], value) if isinstance(value, str) else value
+        for name, value in options.items()
+        if name in reads and value is not None
+    }
 
 
 def named_values(values: tuple[str, ...], *, option: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,9 @@ def serve(space: Path, indexes: tuple[str, ...], as_json: bool, **options: Any) 
     from modalign.serve import check_extras
 
     check_extras()
+    # Prepared products of matrices that are kept, by their shapes: a server meets hundreds of
+    # shapes, and torch would keep a thousand. It must be said before torch is loaded.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     use_machine(options)
     from modalign.serve.running import address, bind, run
     from modalign.serve.settings import MEBIBYTE, Settings

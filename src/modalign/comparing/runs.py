@@ -223,6 +223,7 @@ class Runs:
                 seed=seed,
                 progress=lambda _, *rest: job.progress(f"train {label}", *rest),
                 checkpoint_seconds=job.checkpoint_seconds,
+                limit=chosen.limit,
             )
         family.remember(objective.temperature)
         objective.settle()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from modalign.connectors.mixture import named_direction
 from modalign.errors import UsageError, check_known
-from modalign.recipes import ALTERNATIONS, SCORES, AltMoERecipe, Recipe, named_recipe
+from modalign.recipes import (
+    ALTERNATIONS,
+    SCORES,
+    AltMoERecipe,
+    Recipe,
+    flag_fields,
+    named_recipe,
+    read_value,
+)
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,9 @@ def field_value(recipe: Recipe, name: str, text: str) -> Any:
     Raises:
         UsageError: The field is unknown or the text of another type.
     """
-    known = [item.name for item in dataclasses.fields(recipe)]
+    known = {item.name: item.metadata["read"] for item in flag_fields(type(recipe))}
     check_known(name, known, what=f"{recipe.family} recipe field")
-    kind = type(getattr(recipe, name))
-    words = {"on": True, "true": True, "off": False, "false": False}
-    expected = {int: "a whole number", float: "a number", bool: "on or off"}
-    try:
-        return words[text] if kind is bool else kind(text)
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"{name} is {text!r}, expected {expected[kind]}", field=name) from error
+    return read_value(name, known[name], text)
 
 
 def with_settings(variants: Sequence[Variant], settings: Mapping[str, str]) -> tuple[Variant, ...]:
@@ -89,7 +90,7 @@ def with_settings(variants: Sequence[Variant], settings: Mapping[str, str]) -> t
     Raises:
         UsageError: No variant has a field, or a value is of another type.
     """
-    known = {item.name for v in variants for item in dataclasses.fields(v.recipe)}
+    known = {item.name for v in variants for item in flag_fields(type(v.recipe))}
     for name in settings:
         check_known(name, known, what="recipe field")
     found = []

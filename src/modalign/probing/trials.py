@@ -15,8 +15,9 @@ from modalign.features import FeatureRows
 from modalign.probing.agreement import linear_cka, mutual_nearest_neighbours
 from modalign.probing.forecasting import Curves, coverage, fit_curves
 from modalign.recipes import CombinedRecipe
-from modalign.space.choosing import grown, rows_of_pairs
+from modalign.space.choosing import grown
 from modalign.space.families import measure
+from modalign.space.held import rows_of_pairs
 from modalign.space.paired import PairedTables
 
 # Rows that encoders are compared on; their number squared is held.

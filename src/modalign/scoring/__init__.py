@@ -20,6 +20,8 @@ from modalign.scoring.hubs import (
     InverseConvolution,
     InvertedSoftmax,
     NoCorrection,
+    best_candidate,
+    candidate_ranks,
     choose_correction,
     correction_from_json,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "InverseConvolution",
     "InvertedSoftmax",
     "NoCorrection",
+    "best_candidate",
+    "candidate_ranks",
     "choose_correction",
     "correction_from_json",
     "cross_fitted",

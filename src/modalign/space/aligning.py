@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,7 @@ class Job:
         checkpoint_seconds: Time between the checkpoints of training.
         chosen: What was tried where members were chosen; goes into the stage's record.
         spent: Seconds that went before the stage's training, by part.
+        limit: Seconds that the stage's training may take.
     """
 
     recipe: Recipe
@@ -82,6 +84,7 @@ class Job:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     chosen: Mapping[str, Any] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+    limit: float = math.inf
 
     def encode(self, pairs: Pairs, encoders: Mapping[str, Encoder]) -> EncodedPairs:
         """Encode what the cache lacks."""
@@ -157,7 +160,13 @@ def with_members(
         checkpoint_seconds=job.checkpoint_seconds,
     )
     spent = {"choose": round(time.perf_counter() - begin, 3)}
-    return replace(job, recipe=chosen.recipe, chosen={"chosen": chosen.notes}, spent=spent)
+    return replace(
+        job,
+        recipe=chosen.recipe,
+        chosen={"chosen": chosen.notes},
+        spent=spent,
+        limit=chosen.limit,
+    )
 
 
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
@@ -262,6 +271,7 @@ def make_stage(
         "validation": {"directions": [d.as_json() for d in measured]},
         "steps": result.steps,
         "best_step": result.best_step,
+        **({"out_of_time": True} if result.out_of_time else {}),
         **settled,
         "scoring": scoring.record,
         **job.chosen,
@@ -372,6 +382,7 @@ def run(
         seed=job.seed,
         progress=job.progress,
         checkpoint_seconds=job.checkpoint_seconds,
+        limit=job.limit,
     )
     return work, result
 

@@ -1,7 +1,9 @@
-"""Recipe auto: members chosen by rows held out of the training rows, within a time budget.
+"""Recipe auto: all that is left open is settled by rows held out of the training rows.
 
-The validation rows take no part in the choice of members. What is settled after it, the shares, the
-closed form's strength, the best step and the hub correction, is chosen on them as in every recipe.
+Within a time budget, members are trained on most of the training rows; which of them stay, their
+shares, the closed forms' strength, the step whose weights are kept and the hub corrections are
+chosen on the others. Then what stays is trained on all training rows with nothing left to choose:
+validation rows measure it, and fit the probability, which moves no result.
 """
 
 from __future__ import annotations
@@ -17,23 +19,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from modalign.connectors.members import TRAINED
+from modalign.connectors.members import CLOSED_FORMS, TRAINED
 from modalign.encoders.contract import canonical_json
 from modalign.evaluation import bootstrap_interval, retrieval_ranks
-from modalign.recipes import CombinedRecipe
+from modalign.recipes import CombinedRecipe, Settled
+from modalign.scoring import best_candidate
 from modalign.space.combined import CombinedSpace
-from modalign.space.families import Growth
+from modalign.space.families import Growth, Sides
+from modalign.space.held import ENOUGH, HELD_SHARE, parted
 from modalign.space.joining import FirstMembers
-from modalign.space.paired import PairedTables
+from modalign.space.paired import PairedTables, feature_figures
+from modalign.space.scored import FittedScoring, candidates_of, correction_ranks, fit_scoring
+from modalign.space.shares import chosen_shares
 from modalign.storage import read_json, sweep, write_json
-from modalign.training import fit
+from modalign.training import FitResult, fit
 
-# Share of the training items that members are chosen by.
-HELD_SHARE = 0.15
 # Networks are trained twice, before and after the choice; fewer steps than this are no use.
 LEAST_STEPS = 60
 TIMED_STEPS = 3
+# Of the budget, what training may take before the choice if it turns out slower than planned.
+MOST_BEFORE = 0.6
+# Pairs that closed forms are measured by, over several draws where one holds fewer.
+MEASURED_PAIRS, MOST_DRAWS = 2000, 5
+# Between the seeds of these draws.
+DRAW_APART = 1_000_003
 PLAN_FILE = "plan.json"
+SETTLED_FILE = "settled.json"
 
 
 @dataclass(frozen=True)
@@ -43,10 +54,12 @@ class Chosen:
     Attributes:
         recipe: To train on all training rows.
         notes: What was tried, what won and by how much; part of the stage's record.
+        limit: Seconds that are left to train in.
     """
 
     recipe: CombinedRecipe
     notes: dict[str, Any]
+    limit: float
 
 
 def choose(
@@ -76,37 +89,30 @@ def choose(
     work.mkdir(parents=True, exist_ok=True)
     sweep(work)
     train, held = parted(paired, seed=seed)
-    family, growth = grown(recipe, widths, seed=seed, device=device)
-    job = family.objective(recipe, growth, train=[train], validation=[held], seed=seed)
-    steps = _planned_steps(work, job, recipe, began)
+    forms, ranks = _closed_forms(recipe, widths, paired, seed=seed, device=device)
+    recipe = replace(recipe, settled=Settled(closed_forms=forms))
+    trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
+    steps = _planned_steps(work, trial.job, recipe, began)
     if steps < LEAST_STEPS:
         recipe = _without_networks(recipe)
-        family, growth = grown(recipe, widths, seed=seed, device=device)
-        job = family.objective(recipe, growth, train=[train], validation=[held], seed=seed)
-    recipe = _of_steps(recipe, steps)
-    plan = {"recipe": recipe.as_json(), "seed": seed, "rows": _digest(train)}
+        trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
+    trial = trial.of_steps(steps)
+    plan = {"recipe": trial.recipe.as_json(), "seed": seed, "rows": _digest(train)}
     result = fit(
-        job,
-        recipe,
+        trial.job,
+        trial.recipe,
         folder=work,
         run=hashlib.sha256(canonical_json(plan)).hexdigest(),
         seed=seed,
         progress=lambda _, *rest: progress("choose", *rest),
         checkpoint_seconds=checkpoint_seconds,
+        limit=MOST_BEFORE * recipe.budget,
     )
-    assert isinstance(job, FirstMembers)
-    # Before the shares: a member that is left out has one of 0.
-    alone = job.member_vectors(job.validation)
-    settled = job.settle()["members"]
-    kept = _kept(recipe, family)
-    notes = {
-        "held_out": {"items": len(held.tables[held.first]), "share": HELD_SHARE},
-        "candidates": recipe.member_names,
-        "kept": kept,
-        "tried": settled["tried"],
-        "closed_forms": {name: value for name, value in settled.items() if name in {"cca"}},
-        "compared": compared(job, alone),
-        "steps": steps,
+    found, notes = trial.settled(result, ranks)
+    notes |= {
+        "of": len(paired.pairs),
+        "steps": steps if steps >= LEAST_STEPS else 0,
+        "steps_taken": result.steps,
         "best_step": result.best_step,
         "budget": recipe.budget,
     }
@@ -114,7 +120,129 @@ def choose(
         notes["budget_note"] = (
             f"{recipe.budget:g} seconds are too few to train networks; the closed form was taken"
         )
-    return Chosen(replace(recipe, members=",".join(kept), choose=False), notes)
+    found = _in_time(work, found, result, left=recipe.budget - (time.monotonic() - began))
+    notes["kept_step"] = found.settled.step
+    # A tenth of grace: what was planned to end in time may end a little after.
+    left = 1.1 * recipe.budget - (time.monotonic() - began)
+    return Chosen(found, notes, max(left, 0.0))
+
+
+class TrialMembers(FirstMembers):
+    """Members that are measured with the shares that would be chosen at that step."""
+
+    def validate(self) -> dict[str, float]:
+        """Measure the members joined by the best shares; the shares stay as they are."""
+        before = self.model.shares.clone()
+        shares, _ = chosen_shares(self.member_vectors(self.validation), self.validation)
+        self.model.shares.copy_(torch.tensor(shares))
+        figures = super().validate()
+        self.model.shares.copy_(before)
+        return figures
+
+
+class _Trial:
+    """Members trained on some rows, and what others say of them.
+
+    Args:
+        recipe: With all members that may be chosen.
+        widths: D_m by modality.
+        train: Rows to train on.
+        held: Rows to choose by.
+        seed: Of training.
+        device: A torch device name.
+    """
+
+    def __init__(
+        self,
+        recipe: CombinedRecipe,
+        widths: Mapping[str, int],
+        train: PairedTables,
+        held: PairedTables,
+        *,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.train, self.held = train, held
+        self.family, self.growth = grown(recipe, widths, seed=seed, device=device)
+        job = _trained_on(self.family, recipe, train, held, seed=seed)
+        # Weights are compared as they would be joined, and by all ranks: of few rows recall@1 says
+        # little, and a member that is not trained yet would weigh down what is.
+        job.decisive = ("mean_reciprocal_rank",)
+        self.job = job
+
+    def of_steps(self, steps: int) -> _Trial:
+        """Let training take some steps, and be measured on the way."""
+        steps = max(steps, 1)
+        self.recipe = replace(
+            self.recipe, min_steps=steps, epochs=1, validate_steps=max(10, steps // 6)
+        )
+        return self
+
+    def settled(
+        self, result: FitResult, ranks: Mapping[str, Sequence[np.ndarray]]
+    ) -> tuple[CombinedRecipe, dict[str, Any]]:
+        """Choose what is left open, on the rows held out; return the recipe and notes.
+
+        Args:
+            result: How training went.
+            ranks: Of closed forms by each correction, by direction: they count with those of
+                the members joined, for few rows tell corrections apart badly.
+        """
+        # Before the shares: a member that is left out has one of 0.
+        alone = self.job.member_vectors(self.job.validation)
+        settled = self.job.settle()["members"]
+        own = correction_ranks(
+            self.family,
+            self.recipe,
+            self.growth,
+            train=self.train,
+            held=self.job.validation,
+            seed=self.seed,
+        )
+        corrections = {
+            name: candidates_of(self.recipe, name)[
+                best_candidate(np.concatenate([found, *ranks.get(name, ())], axis=1))
+            ].as_json()
+            for name, found in own.items()
+        }
+        scoring = fit_scoring(
+            self.family,
+            replace(self.recipe, settled=Settled(corrections=corrections)),
+            self.growth,
+            train=[self.train],
+            validation=[self.job.validation],
+            seed=self.seed,
+        )
+        shares = self.family.model.shares.tolist()
+        names = self.recipe.member_names
+        kept = [(name, share) for name, share in zip(names, shares, strict=True) if share > 0]
+        notes = {
+            "held_out": {"items": len(self.held.pairs), "share": HELD_SHARE},
+            "candidates": names,
+            "kept": [name for name, _ in kept],
+            "shares": [round(share**2, 4) for _, share in kept],
+            "tried": settled["tried"],
+            "closed_forms": self.recipe.settled.closed_forms,
+            "corrections": corrections,
+            "compared": compared(self, alone, scoring),
+        }
+        if len(self.held.pairs) < ENOUGH:
+            notes["rows_note"] = (
+                f"by {len(self.held.pairs)} held-out pairs little can be told apart"
+            )
+        recipe = replace(
+            self.recipe,
+            members=",".join(name for name, _ in kept),
+            choose=False,
+            settled=Settled(
+                closed_forms=self.recipe.settled.closed_forms,
+                step=result.best_step if any(name in TRAINED for name, _ in kept) else 0,
+                shares=[share for _, share in kept],
+                corrections=corrections,
+            ),
+        )
+        return recipe, notes
 
 
 def grown(
@@ -129,49 +257,70 @@ def grown(
     return family, growth
 
 
-def parted(paired: PairedTables, *, seed: int) -> tuple[PairedTables, PairedTables]:
-    """Part pairs by items of the first modality, with all that is tied to them."""
-    groups = _components(paired)
-    names = np.unique(groups)
-    order = np.random.default_rng([seed, 11]).permutation(names)
-    count = max(1, round(HELD_SHARE * len(names)))
-    out = np.isin(groups, order[:count])
-    if out.all():
-        return paired, paired
-    return rows_of_pairs(paired, ~out), rows_of_pairs(paired, out)
+def _trained_on(
+    family: CombinedSpace,
+    recipe: CombinedRecipe,
+    train: PairedTables,
+    held: PairedTables,
+    *,
+    seed: int,
+) -> FirstMembers:
+    """Return the job of training members on some rows, that is measured by others."""
+    for name, table in train.tables.items() if recipe.standardize else ():
+        family.model.of(name).standardization.fit(*feature_figures(table))
+    return TrialMembers(family, train=train, validation=held, recipe=recipe, seed=seed)
 
 
-def _components(paired: PairedTables) -> np.ndarray:
-    """Return a group's number for every pair: pairs that share an item are of one group."""
-    group = np.arange(len(paired.pairs))
-    while True:
-        before = group.copy()
-        for side in (0, 1):
-            items = paired.pairs[:, side]
-            least = np.full(items.max() + 1, len(group))
-            np.minimum.at(least, items, group)
-            group = least[items]
-        if np.array_equal(before, group):
-            return group
+def _closed_forms(
+    recipe: CombinedRecipe,
+    widths: Mapping[str, int],
+    paired: PairedTables,
+    *,
+    seed: int,
+    device: str,
+) -> tuple[dict[str, dict[str, float]], dict[str, list[np.ndarray]]]:
+    """Choose the closed forms' settings by the mean over several draws of rows held out.
 
+    A closed form takes a second: of few rows it is fitted and measured several times.
 
-def rows_of_pairs(paired: PairedTables, chosen: np.ndarray) -> PairedTables:
-    """Keep some pairs, bool [P], and the items that occur in them."""
-    pairs = paired.pairs[chosen]
-    first, a = np.unique(pairs[:, 0], return_inverse=True)
-    second, b = np.unique(pairs[:, 1], return_inverse=True)
-    tables = {
-        paired.first: paired.tables[paired.first].subset(first),
-        paired.second: paired.tables[paired.second].subset(second),
-    }
-    return PairedTables(paired.first, paired.second, tables, np.stack([a, b], axis=1))
+    Returns:
+        The settings by closed form; and by direction the ranks of each draw's queries by each
+        correction, where the first closed form is used as it was settled.
+    """
+    names = [name for name in recipe.member_names if name in CLOSED_FORMS]
+    names += [recipe.start] if "residual" in recipe.member_names else []
+    if not names:
+        return {}, {}
+    plain = replace(recipe, members=",".join(dict.fromkeys(names)))
+    found: dict[str, dict[tuple[float, float], list[float]]] = {}
+    parts = [parted(paired, seed=seed)]
+    draws = min(max(MEASURED_PAIRS // len(parts[0][1].pairs), 1), MOST_DRAWS)
+    parts += [parted(paired, seed=seed + number * DRAW_APART) for number in range(1, draws)]
+    for train, held in parts:
+        family, growth = grown(plain, widths, seed=seed, device=device)
+        job = _trained_on(family, plain, train, held, seed=seed)
+        for name, ranked in job.ranked.items():
+            for settings, rank in ranked.items():
+                found.setdefault(name, {}).setdefault(settings, []).append(rank)
+    best = {name: max(tried, key=lambda s: np.mean(tried[s])) for name, tried in found.items()}
+    forms = {name: {"regularisation": r, "power": p} for name, (r, p) in best.items()}
+    plain = replace(plain, members=names[0], settled=Settled(closed_forms=forms))
+    ranks: dict[str, list[np.ndarray]] = {}
+    for train, held in parts:
+        family, growth = grown(plain, widths, seed=seed, device=device)
+        _trained_on(family, plain, train, held, seed=seed)
+        for name, found_ranks in correction_ranks(
+            family, plain, growth, train=train, held=held, seed=seed
+        ).items():
+            ranks.setdefault(name, []).append(found_ranks)
+    return forms, ranks
 
 
 def _digest(paired: PairedTables) -> str:
     return hashlib.sha256(np.ascontiguousarray(paired.pairs).tobytes()).hexdigest()
 
 
-def _planned_steps(work: Path, job: Any, recipe: CombinedRecipe, began: float) -> int:
+def _planned_steps(work: Path, job: FirstMembers, recipe: CombinedRecipe, began: float) -> int:
     """Return the steps that the budget allows; an interrupted call keeps to its first plan."""
     if (work / PLAN_FILE).exists():
         return int(read_json(work / PLAN_FILE)["steps"])
@@ -186,18 +335,39 @@ def _planned_steps(work: Path, job: Any, recipe: CombinedRecipe, began: float) -
     return steps
 
 
-def _step_seconds(job: Any) -> float:
+def _step_seconds(job: FirstMembers) -> float:
     taken = []
     job.train_mode()
     with torch.random.fork_rng(devices=[]):
         for step in range(TIMED_STEPS):
             begin = time.monotonic()
-            job.loss(step).backward()
+            torch.autograd.backward(job.loss(step))
             taken.append(time.monotonic() - begin)
             for parameter in job.parameters.values():
                 parameter.grad = None
     # The optimizer's share, and the validations between.
-    return 1.5 * median(taken)
+    return 1.3 * median(taken)
+
+
+def _in_time(
+    work: Path, recipe: CombinedRecipe, result: FitResult, *, left: float
+) -> CombinedRecipe:
+    """Plan the steps on all rows anew, by what a step took; an interrupted call keeps the plan.
+
+    A plan of fewer steps keeps the weights at the same part of its way.
+    """
+    settled = recipe.settled
+    assert settled.step is not None
+    whole = result.steps if result.out_of_time else recipe.min_steps
+    if (work / SETTLED_FILE).exists():
+        steps = int(read_json(work / SETTLED_FILE)["steps"])
+    else:
+        steps = whole
+        if settled.step:
+            steps = max(1, min(steps, int(left * result.steps / max(result.seconds, 1e-9))))
+        write_json(work / SETTLED_FILE, {"steps": steps})
+    step = min(steps, -(-settled.step * steps // whole))
+    return replace(recipe, min_steps=steps, settled=replace(settled, step=step))
 
 
 def _without_networks(recipe: CombinedRecipe) -> CombinedRecipe:
@@ -205,39 +375,49 @@ def _without_networks(recipe: CombinedRecipe) -> CombinedRecipe:
     return replace(recipe, members=",".join(names or [recipe.start]))
 
 
-def _of_steps(recipe: CombinedRecipe, steps: int) -> CombinedRecipe:
-    steps = max(steps, 1)
-    return replace(recipe, min_steps=steps, epochs=1, validate_steps=max(10, steps // 6))
-
-
-def _kept(recipe: CombinedRecipe, family: CombinedSpace) -> list[str]:
-    shares = family.model.shares.tolist()
-    return [n for n, share in zip(recipe.member_names, shares, strict=True) if share > 0]
-
-
 def compared(
-    job: FirstMembers, vectors: Sequence[Mapping[str, np.ndarray]]
+    trial: _Trial, vectors: Sequence[Mapping[str, np.ndarray]], scoring: FittedScoring
 ) -> list[dict[str, Any]]:
-    """Return recall@1 of each member alone and of all that were joined, with intervals."""
-    shares = job.model.shares.tolist()
-    paired = job.validation
-    joined = {
-        m: np.concatenate([s * v[m] for s, v in zip(shares, vectors, strict=True) if s], axis=1)
-        for m in (paired.first, paired.second)
-    }
-    names = job.recipe.member_names
+    """Return recall@1 of each member alone and of what was chosen, with intervals.
+
+    Args:
+        trial: Settled.
+        vectors: Each member's of the rows held out.
+        scoring: What was chosen for each direction.
+
+    Returns:
+        Of each direction a row for each member, one for "joined" and, where hubs are corrected,
+        one for "corrected"; "behind" is by how much the last one of its direction is better, with
+        an interval of the difference.
+    """
+    paired = trial.job.validation
+    sides = Sides(trial.family, paired.tables)
     rows = []
-    for name, sides in [*zip(names, vectors, strict=True), ("joined", joined)]:
-        for source, target in ((paired.first, paired.second), (paired.second, paired.first)):
-            ranks = retrieval_ranks(sides[source], sides[target], paired.oriented(source))
-            low, high = bootstrap_interval(ranks == 1, seed=0)
-            rows.append(
-                {
-                    "name": name,
-                    "from": source,
-                    "to": target,
-                    "recall_at_1": float(np.mean(ranks == 1)),
-                    "interval_95": [low, high],
-                }
-            )
+    for source, target in trial.growth.directions:
+        positives = paired.oriented(source)
+        queries, gallery = sides.between(source, target)
+        hits = {
+            name: retrieval_ranks(of[source], of[target], positives) == 1
+            for name, of in zip(trial.recipe.member_names, vectors, strict=True)
+        }
+        hits["joined"] = retrieval_ranks(queries, gallery, positives) == 1
+        scored = scoring.by_direction[source, target]
+        if scored.corrects:
+            fixed = scored.applied(queries, gallery)
+            ranks = retrieval_ranks(fixed.queries, fixed.gallery, positives, bias=fixed.bias)
+            hits["corrected"] = ranks == 1
+        last = hits[[*hits][-1]]
+        for name, found in hits.items():
+            row = {
+                "name": name,
+                "from": source,
+                "to": target,
+                "recall_at_1": float(found.mean()),
+                "interval_95": list(bootstrap_interval(found, seed=0)),
+            }
+            if found is not last:
+                gain = last.astype(np.float64) - found
+                row["behind"] = float(gain.mean())
+                row["behind_interval_95"] = list(bootstrap_interval(gain, seed=0))
+            rows.append(row)
     return rows

@@ -77,6 +77,8 @@ class MembersObjective(StageObjective):
         self.device = family.device
         self.seed = seed
         self.notes: dict[str, Any] = {}
+        # Of closed forms, the mean reciprocal rank by regularisation and power.
+        self.ranked: dict[str, dict[tuple[float, float], float]] = {}
         kinds = recipe.member_names
         self.trained = [number for number, kind in enumerate(kinds) if kind in TRAINED]
         self._freeze()
@@ -95,6 +97,9 @@ class MembersObjective(StageObjective):
         self.log_temperatures.to(self.device)
         self.biases.to(self.device)
         self.parameters = self._parameters()
+        self.kept_step = recipe.settled.step
+        if recipe.settled.shares is not None:
+            self.model.shares.copy_(torch.tensor(list(recipe.settled.shares)))
 
     def _freeze(self) -> None:
         for parameter in self.model.parameters():
@@ -195,17 +200,15 @@ class FirstMembers(MembersObjective):
 
     def _chosen(self, forms: ClosedForms, method: str) -> LinearMaps:
         """Return the closed form whose settings rank best on validation rows."""
-        recipe = self.recipe
-        width = min(recipe.width, *forms.widths)
-        regularisations = [recipe.regularisation] if recipe.regularisation else REGULARISATIONS
-        powers = ([recipe.power] if recipe.power else POWERS) if method == "cca" else [1.0]
+        width = min(self.recipe.width, *forms.widths)
         tried = []
-        for regularisation, power in product(regularisations, powers):
+        for regularisation, power in self._settings(method):
             maps = forms.fit(method, regularisation=regularisation, width=width, power=power)
             tried.append((self._reciprocal_rank(maps), regularisation, power, maps))
             if method == "procrustes":
                 break
         best = max(tried, key=lambda entry: entry[0])
+        self.ranked[method] = {(entry[1], entry[2]): entry[0] for entry in tried}
         self.notes[method] = {
             "regularisation": best[1],
             "power": best[2],
@@ -213,6 +216,15 @@ class FirstMembers(MembersObjective):
             "tried": len(tried),
         }
         return best[3]
+
+    def _settings(self, method: str) -> list[tuple[float, float]]:
+        """Return what is tried of a closed form: regularisations and powers."""
+        recipe, settled = self.recipe, self.recipe.settled.closed_forms
+        if method in settled:
+            return [(settled[method]["regularisation"], settled[method]["power"])]
+        regularisations = [recipe.regularisation] if recipe.regularisation else REGULARISATIONS
+        powers = ([recipe.power] if recipe.power else POWERS) if method == "cca" else [1.0]
+        return list(product(regularisations, powers))
 
     def _reciprocal_rank(self, maps: LinearMaps) -> float:
         paired = self.validation
@@ -251,11 +263,14 @@ class FirstMembers(MembersObjective):
         )
 
     def settle(self) -> dict[str, Any]:
-        """Choose the members' shares on validation rows."""
-        vectors = self.member_vectors(self.validation)
-        paired = self.validation
+        """Choose the members' shares on validation rows, unless they are settled."""
         names = self.recipe.member_names
-        shares, tried = chosen_shares(vectors, paired)
+        if self.recipe.settled.shares is not None:
+            shares = list(self.recipe.settled.shares)
+            tried: list[dict[str, Any]] = []
+        else:
+            vectors = self.member_vectors(self.validation)
+            shares, tried = chosen_shares(vectors, self.validation)
         self.model.shares.copy_(torch.tensor(shares))
         shown = {
             f"{n} {name}": round(s, 4)

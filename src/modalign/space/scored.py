@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from modalign.gallery import Hits, Searchable
-from modalign.recipes import Recipe
+from modalign.recipes import CombinedRecipe, Recipe
 from modalign.scoring import (
     CANDIDATES,
     Bank,
     Calibration,
     Correction,
     NoCorrection,
+    candidate_ranks,
     choose_correction,
     correction_from_json,
     cross_fitted,
@@ -74,6 +75,8 @@ def fit_scoring(
 ) -> FittedScoring:
     """Choose a correction for each direction on validation rows, and calibrate it there.
 
+    What a recipe has settled is not chosen again.
+
     Args:
         family: The connectors, trained.
         recipe: Its `scoring` says what may be chosen.
@@ -90,7 +93,7 @@ def fit_scoring(
             bank = drawn.bank(paired, source, target)
             scoring, notes = _direction(sides, (source, target), held, bank, recipe)
             fitted.by_direction[source, target] = scoring
-            fitted.record[f"{source}->{target}"] = {**scoring.as_json(), **notes}
+            fitted.record[direction_name((source, target))] = {**scoring.as_json(), **notes}
             if scoring.corrects:
                 way, stored = family.query_way(source, target), family.gallery_way(target)
                 fitted.banks[bank_name(way)] = bank.queries
@@ -99,9 +102,51 @@ def fit_scoring(
     return fitted
 
 
-def candidates_of(recipe: Recipe) -> list[Correction]:
-    """Return the corrections a recipe lets be tried; what is not named is none."""
+def correction_ranks(
+    family: Family,
+    recipe: Recipe,
+    growth: Growth,
+    *,
+    train: PairedTables,
+    held: PairedTables,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Return the ranks by every correction that may be chosen, int64 [candidates, Q].
+
+    Args: see `fit_scoring`.
+
+    Returns:
+        By direction, as "text->image".
+    """
+    sides, drawn = Sides(family, held.tables), _DrawnBanks(family, recipe, seed)
+    found = {}
+    for source, target in held.among(growth.directions):
+        name = direction_name((source, target))
+        found[name] = candidate_ranks(
+            *sides.between(source, target),
+            held.oriented(source),
+            drawn.bank(train, source, target),
+            candidates=candidates_of(recipe, name),
+        )
+    return found
+
+
+def candidates_of(recipe: Recipe, direction: str) -> list[Correction]:
+    """Return the corrections a recipe lets be tried; what is not named is none.
+
+    Args:
+        recipe: Its `scoring` says which.
+        direction: One that a recipe may have settled.
+    """
+    settled = recipe.settled.corrections if isinstance(recipe, CombinedRecipe) else {}
+    if direction in settled:
+        return [correction_from_json(dict(settled[direction]))]
     return [c for c in CANDIDATES if recipe.scoring in ("chosen", c.name)]
+
+
+def direction_name(direction: tuple[str, str]) -> str:
+    """Return what a stage's record calls a direction."""
+    return f"{direction[0]}->{direction[1]}"
 
 
 def bank_name(way: Sequence[str]) -> str:
@@ -155,7 +200,11 @@ def _direction(
     queries, gallery = sides.between(*direction, score=score)
     positives = held.oriented(direction[0])
     correction, tried = choose_correction(
-        queries, gallery, positives, bank, candidates=candidates_of(recipe)
+        queries,
+        gallery,
+        positives,
+        bank,
+        candidates=candidates_of(recipe, direction_name(direction)),
     )
     similarity, rows = best_results(correction.applied(queries, gallery, bank).similarity(), HITS)
     matched = result_matches(rows, positives, gallery=len(gallery))

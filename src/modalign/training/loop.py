@@ -29,6 +29,8 @@ LOG_FILE = "log.jsonl"
 # Share of a one-cycle spent rising, and how far below the top it starts.
 WARM_SHARE = 0.3
 START_SHARE = 0.04
+# Of its time limit, how much a run may lag behind before its learning rate goes by the clock.
+GRACE = 0.1
 
 
 class Objective(ABC):
@@ -38,10 +40,15 @@ class Objective(ABC):
         parameters: All that is trained, by name; nothing else moves. None where all was fitted
             by a formula: then it is measured, and no step is taken.
         steps_per_epoch: Steps of one pass over the pairs.
+        decisive: The figures of `validate` that weights are compared by, in this order.
+        kept_step: The step whose weights are kept, where that is settled: the run ends there,
+            and what is measured on the way decides nothing. None: the best step's.
     """
 
     parameters: dict[str, nn.Parameter]
     steps_per_epoch: int
+    decisive: tuple[str, ...] = ("recall", "mean_reciprocal_rank")
+    kept_step: int | None = None
 
     @abstractmethod
     def train_mode(self) -> None:
@@ -53,7 +60,7 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Measure the validation split; "recall" decides, ties by "mean_reciprocal_rank"."""
+        """Measure the validation split; "recall" is shown."""
 
     def state(self) -> dict[str, Any]:
         """Return what `loss` remembers of earlier steps, as JSON values; nothing as a rule."""
@@ -73,6 +80,7 @@ class RunState:
     stale: int = 0
     rate_factor: float = 1.0
     finished: bool = False
+    out_of_time: bool = False
     seconds: float = 0.0
 
 
@@ -86,6 +94,7 @@ class FitResult:
         best: Validation figures of those weights.
         seconds: Wall time in the loop, interruptions excluded.
         resumed_from: Step the run went on from, 0 where it began anew.
+        out_of_time: Whether the limit ended it.
     """
 
     steps: int
@@ -93,6 +102,7 @@ class FitResult:
     best: dict[str, float]
     seconds: float
     resumed_from: int
+    out_of_time: bool = False
 
 
 def fit(
@@ -104,6 +114,7 @@ def fit(
     seed: int,
     progress: Callable[[str, int, int, str], None],
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    limit: float = math.inf,
 ) -> FitResult:
     """Train, and leave the weights that were best on validation in the objective's parameters.
 
@@ -116,11 +127,13 @@ def fit(
         seed: What dropout is drawn from.
         progress: Called with ("train", step, steps, note).
         checkpoint_seconds: Time between checkpoints; 0 writes one after every step.
+        limit: Seconds after which no further step is taken, interruptions excluded. Of a run that
+            lags behind, the learning rate falls in time for it.
 
     Raises:
         DataError: The loss is not finite.
     """
-    loop = _Loop(objective, recipe, folder=folder, run=run, seed=seed)
+    loop = _Loop(objective, recipe, folder=folder, run=run, seed=seed, limit=limit)
     try:
         return _run(loop, progress, checkpoint_seconds)
     finally:
@@ -137,23 +150,32 @@ def _run(
     loop: _Loop, progress: Callable[[str, int, int, str], None], checkpoint_seconds: float
 ) -> FitResult:
     resumed_from = loop.resume()
-    if not loop.steps and not loop.state.best:
+    if not loop.last and not loop.state.best:
         loop.validate()
     with torch.random.fork_rng(devices=[loop.device] if loop.device.type == "cuda" else []):
         while not loop.ended():
             loop.advance()
             if loop.seconds_since_saved() >= checkpoint_seconds:
                 loop.save()
-            progress("train", loop.state.step, loop.steps, loop.note())
+            progress("train", loop.state.step, loop.last, loop.note())
     loop.finish()
     state = loop.state
-    progress("train", loop.steps, loop.steps, loop.note())
-    return FitResult(state.step, state.best_step, state.best, state.seconds, resumed_from)
+    progress("train", loop.last, loop.last, loop.note())
+    return FitResult(
+        state.step, state.best_step, state.best, state.seconds, resumed_from, state.out_of_time
+    )
 
 
 class _Loop:
     def __init__(
-        self, objective: Objective, recipe: Recipe, *, folder: Path, run: str, seed: int
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        *,
+        folder: Path,
+        run: str,
+        seed: int,
+        limit: float,
     ) -> None:
         self.objective = objective
         self.recipe = recipe
@@ -163,7 +185,11 @@ class _Loop:
         devices = [parameter.device for parameter in objective.parameters.values()]
         self.device = devices[0] if devices else torch.device("cpu")
         wanted = max(recipe.min_steps, recipe.epochs * objective.steps_per_epoch)
+        # The schedule is of all steps, also where an earlier one's weights are kept.
         self.steps = wanted if devices else 0
+        kept = objective.kept_step
+        self.last = self.steps if kept is None else min(kept, self.steps)
+        self.limit = limit
         self.state = RunState()
         self.optimizer = Optimizer(objective.parameters, recipe)
         self.lines: list[dict[str, Any]] = []
@@ -172,7 +198,7 @@ class _Loop:
 
     def ended(self) -> bool:
         """Return whether the last step is done, or recall has not risen for long enough."""
-        return self.state.finished or self.state.step >= self.steps
+        return self.state.finished or self.state.step >= self.last
 
     def advance(self) -> None:
         """Take one step; validate when it is time."""
@@ -180,9 +206,14 @@ class _Loop:
             self.validate()
         self._step()
         state = self.state
-        if state.step % self.recipe.validate_steps == 0 or state.step == self.steps:
+        state.out_of_time = self._seconds() >= self.limit and state.step < self.last
+        if (
+            state.step % self.recipe.validate_steps == 0
+            or state.step == self.last
+            or state.out_of_time
+        ):
             self.validate()
-            if state.stale >= self.recipe.patience:
+            if state.stale >= self.recipe.patience or state.out_of_time:
                 state.finished = True
 
     def _step(self) -> None:
@@ -198,8 +229,17 @@ class _Loop:
 
     def _rate_share(self) -> float:
         if self.recipe.schedule == "one-cycle":
-            return one_cycle(self.state.step, self.steps)
+            return one_cycle(max(self.state.step, self._late()), self.steps)
         return self.state.rate_factor
+
+    def _late(self) -> float:
+        """Return the step that a run of its limit should be at, where it is later than planned.
+
+        A cycle that is cut off before its rate falls leaves weights of little use. Of a run that
+        is in time nothing depends on the clock.
+        """
+        used = self._seconds() / max(self.limit, 1e-9) if self.limit < math.inf else 0.0
+        return self.steps * min((used - GRACE) / (1 - GRACE), 1.0)
 
     def validate(self) -> None:
         """Measure the weights as they are, and keep them where they are the best so far."""
@@ -209,12 +249,16 @@ class _Loop:
         figures = self.objective.validate()
         self.lines.append({"step": state.step, **figures, **loss})
         write_log(self.folder / LOG_FILE, self.lines)
-        if not state.best or rank_key(figures) > rank_key(state.best):
+        settled = self.objective.kept_step is not None
+        if settled or not state.best or self._rank(figures) > self._rank(state.best):
             state.best, state.best_step, state.stale = figures, state.step, 0
             write_checkpoint(self._best_file(), self._weights(), {"run": self.run})
         else:
             state.stale += 1
             state.rate_factor *= 0.8
+
+    def _rank(self, figures: Mapping[str, float]) -> tuple[float, ...]:
+        return tuple(figures[name] for name in self.objective.decisive)
 
     def _mean_loss(self) -> float:
         losses, self.losses = torch.stack(self.losses), []
@@ -231,7 +275,8 @@ class _Loop:
     def note(self) -> str:
         """Return what the progress bar says."""
         best = self.state.best.get("recall", 0.0)
-        return f"best recall@1 {best:.3f} at step {self.state.best_step}"
+        which = "best recall@1" if self.objective.kept_step is None else "recall@1"
+        return f"{which} {best:.3f} at step {self.state.best_step}"
 
     def seconds_since_saved(self) -> float:
         """Return the age of the last checkpoint, or of the run."""
@@ -310,7 +355,7 @@ def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     return {name: found[name] for name in sorted(found, key=lambda n: (len(n), n))}
 
 
-def one_cycle(step: int, steps: int) -> float:
+def one_cycle(step: float, steps: int) -> float:
     """Return the share of the largest learning rate: a cosine up, then a cosine down to 0.
 
     Source: Smith & Topin 2018, arXiv:1708.07120.
@@ -319,11 +364,6 @@ def one_cycle(step: int, steps: int) -> float:
     if step < warm:
         return START_SHARE + (1 - START_SHARE) * (1 - math.cos(math.pi * step / warm)) / 2
     return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-
-
-def rank_key(figures: Mapping[str, float]) -> tuple[float, float]:
-    """Return what validations are compared by: recall, then mean reciprocal rank."""
-    return figures["recall"], figures["mean_reciprocal_rank"]
 
 
 def step_seed(seed: int, step: int) -> int:
