@@ -364,12 +364,24 @@ def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
     assert record["recipe"]["choose"] is False
     assert record["recipe"]["members"].split(",") == notes["kept"]
     names = {entry["name"] for entry in notes["compared"]}
-    assert names == {"cca", "residual", "mlp", "joined"}
+    assert names - {"corrected"} == {"cca", "residual", "mlp", "joined"}
+    chosen = [entry for entry in notes["compared"] if "behind" not in entry]
+    assert [entry["from"] for entry in chosen] == ["image", "text"]
+    for entry in notes["compared"]:
+        if "behind" in entry:
+            last = next(c for c in chosen if c["from"] == entry["from"])
+            gain = last["recall_at_1"] - entry["recall_at_1"]
+            assert entry["behind"] == pytest.approx(gain)
+            low, high = entry["behind_interval_95"]
+            assert low <= gain <= high
     assert min(recall(space).values()) > 0.6
     assert not (tmp_path / "s" / "work").exists()
     page = reported(space, world, tmp_path)
-    assert f'Kept: <span class="strong">{" + ".join(notes["kept"])}</span>' in page
-    assert "Networks trained" in page
+    shares = zip(notes["kept"], notes["shares"], strict=True)
+    kept = " + ".join(f"{name} ({100 * share:.0f} %)" for name, share in shares)
+    assert f'Kept: <span class="strong">{kept}</span>' in page
+    assert "Networks t" in page
+    assert "Recipe " in page
     for direction in ("image → text", "text → image"):
         assert f"{direction}: on the line, what is said is what is seen." in page
     assert "What more pairs would bring" in page

@@ -381,7 +381,11 @@ def report_stage(stage: dict[str, Any], *, as_json: bool) -> None:
 
 def told_choice(chosen: Mapping[str, Any]) -> str:
     """Return what recipe auto kept, in a line."""
-    kept, candidates = " + ".join(chosen["kept"]), ", ".join(chosen["candidates"])
-    items = chosen["held_out"]["items"]
-    why = chosen.get("budget_note") or f"of {candidates}, by {items} items held out of training"
-    return f"kept {kept}: {why}"
+    shares = zip(chosen["kept"], chosen["shares"], strict=True)
+    kept = " + ".join(f"{name} ({share:.0%})" for name, share in shares)
+    held = f"by {chosen['held_out']['pairs']:,} pairs held out of training"
+    why = chosen.get("budget_note") or f"of {', '.join(chosen['candidates'])}, {held}"
+    corrected = sorted({c["name"] for c in chosen["corrections"].values()} - {"none"})
+    hubs = f"; similarity corrected for hubs by {', '.join(corrected)}" if corrected else ""
+    few = f"; {chosen['rows_note']}" if "rows_note" in chosen else ""
+    return f"kept {kept}: {why}{hubs}{few}"

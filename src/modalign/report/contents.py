@@ -87,6 +87,7 @@ class StageSummary:
         directions: Directions of the validation split, as `evaluate --json` prints them.
         log: Lines of the training log: step, recall, loss, and recall@1 by "image->text".
         chosen: What recipe auto tried and kept, see `modalign.space.choosing`; empty without.
+        recipe_name: What the user called the recipe.
         scoring: Hub correction and calibration by "image->text", see `modalign.space.scored`.
     """
 
@@ -103,6 +104,7 @@ class StageSummary:
     log: tuple[Mapping[str, Any], ...] = ()
     chosen: Mapping[str, Any] = field(default_factory=dict)
     scoring: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe_name: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -118,6 +120,7 @@ class StageSummary:
             "best_step": self.best_step,
             "validation": {"directions": [dict(line) for line in self.directions]},
             "log": [dict(line) for line in self.log],
+            "recipe_name": self.recipe_name,
             "chosen": dict(self.chosen),
             "scoring": {name: dict(found) for name, found in self.scoring.items()},
         }

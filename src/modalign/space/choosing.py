@@ -1,9 +1,9 @@
 """Recipe auto: all that is left open is settled by rows held out of the training rows.
 
 Within a time budget, members are trained on most of the training rows; which of them stay, their
-shares, the closed forms' strength, the step whose weights are kept and the hub corrections are
-chosen on the others. Then what stays is trained on all training rows with nothing left to choose:
-validation rows measure it, and fit the probability, which moves no result.
+shares, the closed forms' strength and the hub corrections are chosen on the others. Then what
+stays is trained on all training rows with nothing left to choose: validation rows measure it, and
+fit the probability, which moves no result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from modalign.recipes import CombinedRecipe, Settled
 from modalign.scoring import best_candidate
 from modalign.space.combined import CombinedSpace
 from modalign.space.families import Growth, Sides
-from modalign.space.held import ENOUGH, HELD_SHARE, parted
+from modalign.space.held import ENOUGH, parted
 from modalign.space.joining import FirstMembers
 from modalign.space.paired import PairedTables, feature_figures
 from modalign.space.scored import FittedScoring, candidates_of, correction_ranks, fit_scoring
-from modalign.space.shares import chosen_shares
 from modalign.storage import read_json, sweep, write_json
 from modalign.training import FitResult, fit
 
@@ -40,7 +39,7 @@ TIMED_STEPS = 3
 # Of the budget, what training may take before the choice if it turns out slower than planned.
 MOST_BEFORE = 0.6
 # Pairs that closed forms are measured by, over several draws where one holds fewer.
-MEASURED_PAIRS, MOST_DRAWS = 2000, 5
+MEASURED_PAIRS, MOST_DRAWS = 2000, 10
 # Between the seeds of these draws.
 DRAW_APART = 1_000_003
 PLAN_FILE = "plan.json"
@@ -110,10 +109,8 @@ def choose(
     )
     found, notes = trial.settled(result, ranks)
     notes |= {
-        "of": len(paired.pairs),
         "steps": steps if steps >= LEAST_STEPS else 0,
         "steps_taken": result.steps,
-        "best_step": result.best_step,
         "budget": recipe.budget,
     }
     if steps < LEAST_STEPS:
@@ -125,19 +122,6 @@ def choose(
     # A tenth of grace: what was planned to end in time may end a little after.
     left = 1.1 * recipe.budget - (time.monotonic() - began)
     return Chosen(found, notes, max(left, 0.0))
-
-
-class TrialMembers(FirstMembers):
-    """Members that are measured with the shares that would be chosen at that step."""
-
-    def validate(self) -> dict[str, float]:
-        """Measure the members joined by the best shares; the shares stay as they are."""
-        before = self.model.shares.clone()
-        shares, _ = chosen_shares(self.member_vectors(self.validation), self.validation)
-        self.model.shares.copy_(torch.tensor(shares))
-        figures = super().validate()
-        self.model.shares.copy_(before)
-        return figures
 
 
 class _Trial:
@@ -166,14 +150,16 @@ class _Trial:
         self.train, self.held = train, held
         self.family, self.growth = grown(recipe, widths, seed=seed, device=device)
         job = _trained_on(self.family, recipe, train, held, seed=seed)
-        # Weights are compared as they would be joined, and by all ranks: of few rows recall@1 says
-        # little, and a member that is not trained yet would weigh down what is.
-        job.decisive = ("mean_reciprocal_rank",)
         self.job = job
 
     def of_steps(self, steps: int) -> _Trial:
-        """Let training take some steps, and be measured on the way."""
+        """Let training take some steps, and keep the last one's weights.
+
+        Where the learning rate has fallen weights are best as a rule; what a few rows say of an
+        earlier step is mostly chance.
+        """
         steps = max(steps, 1)
+        self.job.kept_step = steps
         self.recipe = replace(
             self.recipe, min_steps=steps, epochs=1, validate_steps=max(10, steps // 6)
         )
@@ -218,7 +204,7 @@ class _Trial:
         names = self.recipe.member_names
         kept = [(name, share) for name, share in zip(names, shares, strict=True) if share > 0]
         notes = {
-            "held_out": {"items": len(self.held.pairs), "share": HELD_SHARE},
+            "held_out": {"pairs": len(self.held.pairs), "trained_on": len(self.train.pairs)},
             "candidates": names,
             "kept": [name for name, _ in kept],
             "shares": [round(share**2, 4) for _, share in kept],
@@ -237,7 +223,7 @@ class _Trial:
             choose=False,
             settled=Settled(
                 closed_forms=self.recipe.settled.closed_forms,
-                step=result.best_step if any(name in TRAINED for name, _ in kept) else 0,
+                step=result.steps if any(name in TRAINED for name, _ in kept) else 0,
                 shares=[share for _, share in kept],
                 corrections=corrections,
             ),
@@ -268,7 +254,7 @@ def _trained_on(
     """Return the job of training members on some rows, that is measured by others."""
     for name, table in train.tables.items() if recipe.standardize else ():
         family.model.of(name).standardization.fit(*feature_figures(table))
-    return TrialMembers(family, train=train, validation=held, recipe=recipe, seed=seed)
+    return FirstMembers(family, train=train, validation=held, recipe=recipe, seed=seed)
 
 
 def _closed_forms(

@@ -40,14 +40,12 @@ class Objective(ABC):
         parameters: All that is trained, by name; nothing else moves. None where all was fitted
             by a formula: then it is measured, and no step is taken.
         steps_per_epoch: Steps of one pass over the pairs.
-        decisive: The figures of `validate` that weights are compared by, in this order.
         kept_step: The step whose weights are kept, where that is settled: the run ends there,
             and what is measured on the way decides nothing. None: the best step's.
     """
 
     parameters: dict[str, nn.Parameter]
     steps_per_epoch: int
-    decisive: tuple[str, ...] = ("recall", "mean_reciprocal_rank")
     kept_step: int | None = None
 
     @abstractmethod
@@ -60,7 +58,7 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Measure the validation split; "recall" is shown."""
+        """Measure the validation split; "recall" decides, ties by "mean_reciprocal_rank"."""
 
     def state(self) -> dict[str, Any]:
         """Return what `loss` remembers of earlier steps, as JSON values; nothing as a rule."""
@@ -250,15 +248,12 @@ class _Loop:
         self.lines.append({"step": state.step, **figures, **loss})
         write_log(self.folder / LOG_FILE, self.lines)
         settled = self.objective.kept_step is not None
-        if settled or not state.best or self._rank(figures) > self._rank(state.best):
+        if settled or not state.best or rank_key(figures) > rank_key(state.best):
             state.best, state.best_step, state.stale = figures, state.step, 0
             write_checkpoint(self._best_file(), self._weights(), {"run": self.run})
         else:
             state.stale += 1
             state.rate_factor *= 0.8
-
-    def _rank(self, figures: Mapping[str, float]) -> tuple[float, ...]:
-        return tuple(figures[name] for name in self.objective.decisive)
 
     def _mean_loss(self) -> float:
         losses, self.losses = torch.stack(self.losses), []
@@ -364,6 +359,11 @@ def one_cycle(step: float, steps: int) -> float:
     if step < warm:
         return START_SHARE + (1 - START_SHARE) * (1 - math.cos(math.pi * step / warm)) / 2
     return (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+
+def rank_key(figures: Mapping[str, float]) -> tuple[float, float]:
+    """Return what validations are compared by: recall, then mean reciprocal rank."""
+    return figures["recall"], figures["mean_reciprocal_rank"]
 
 
 def step_seed(seed: int, step: int) -> int:
