@@ -5,9 +5,10 @@
 photos: Flickr8k over MobileNetV2 and MiniLM, five captions each; emoji: drawings over MobileNetV2,
 English names over MiniLM; molecules: SMILES by character n-grams, descriptions over MiniLM;
 german: captions by character n-grams, English ones over MiniLM. Measured on validation rows:
-training stops by them, closed forms and corrections are chosen on them; auto's choice of members
-is not. The rows of a smaller number are among those of a larger one. Every run is kept in the
-folder of --out, so an interrupted call goes on.
+training stops by them, closed forms and corrections are chosen on them, which flatters every
+recipe but auto, which settles all of that on rows held out of the training rows. The rows of a
+smaller number are among those of a larger one. Every run is kept in the folder of --out, so an
+interrupted call goes on.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 from measuring import Figure, add_data, parser, print_figures
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("step", "losses", "maps", "store", "memory", "bits", "latency")
+SCRIPTS = ("step", "losses", "maps", "store", "memory", "bits", "latency", "index")
 READ_DATA = ("store", "bits")
 
 

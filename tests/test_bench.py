@@ -19,6 +19,7 @@ TINY = {
     "memory": ["--rows", "200", "--width", "8", "--validation", "0.1"],
     "bits": ["--data", "nowhere", "--rows", "3", "--items", "2"],
     "latency": ["--gallery", "50", "--queries", "10"],
+    "index": ["--rows", "400"],
     "losses": ["--batch", "8", "--width", "16", "--rounds", "1"],
 }
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -415,7 +416,7 @@ class Gallery:
                 f"search: query {broken[0]} is NaN or infinite, expected finite numbers",
                 row=int(broken[0]),
             )
-        return _unit(queries)
+        return unit_rows(queries)
 
     def _unit_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, unit rows float32) of the whole gallery, at once where it is small."""
@@ -434,12 +435,12 @@ class Gallery:
     def _resident(self) -> np.ndarray:
         copy = _aligned((len(self), self.width))
         for part in self._parts():
-            copy[part] = _unit(self.vectors[part])
+            copy[part] = unit_rows(self.vectors[part])
         return copy
 
     @cached_property
     def _scales(self) -> np.ndarray:
-        return np.concatenate([_scale(self.vectors[part]) for part in self._parts()])
+        return np.concatenate([row_scales(self.vectors[part]) for part in self._parts()])
 
 
 # Search -----------------------------------------------------------------------------------
@@ -488,14 +489,20 @@ def _best_of(
     return candidates[order], similarity[order]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of unit length, float32; a row of zeros stays so."""
-    return _scaled(vectors, _scale(vectors))
-
-
-def _scale(vectors: np.ndarray) -> np.ndarray:
-    """One over each row's length, 0 for a row of zeros, float32 [N]."""
     rows = _float32(vectors)
+    rows *= _scales(rows.copy())[:, None]
+    return rows
+
+
+def row_scales(vectors: np.ndarray) -> np.ndarray:
+    """One over each row's length, 0 for a row of zeros, float32 [N]."""
+    return _scales(_float32(vectors))
+
+
+def _scales(rows: np.ndarray) -> np.ndarray:
+    """As `row_scales`, of float32 rows, which are overwritten."""
     # By the largest value first, so that no square is too large or too small for float32.
     largest = np.abs(rows).max(axis=1, initial=0.0)
     rows /= np.where(largest > SMALLEST, largest, np.float32(1))[:, None]
@@ -534,7 +541,7 @@ def _float32(vectors: np.ndarray) -> np.ndarray:
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """Uninitialised float32 that begins at a multiple of 64 bytes."""
-    size = int(np.prod(shape)) * 4
+    size = math.prod(shape) * 4
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(np.float32).reshape(shape)

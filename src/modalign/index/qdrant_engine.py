@@ -27,7 +27,7 @@ from modalign.index.contract import (
     reading_engine,
 )
 from modalign.stores import Store, StoreSpec
-from modalign.stores.qdrant_collection import _broken, _client, open_collection
+from modalign.stores.qdrant_collection import connect, driver_errors, open_collection
 
 SETTINGS = ("url",)
 COLLECTION = "rows"
@@ -61,7 +61,7 @@ class QdrantEngine(Engine):
         """Make the collection and upload all rows; wait until a server has indexed them."""
         models = import_extra("qdrant_client.models", extra="qdrant")
         name = _collection(plan)
-        with building_engine(_where(folder, plan), *_broken()):
+        with building_engine(_where(folder, plan), *driver_errors()):
             client = _connected(folder, plan)
             try:
                 vectors = models.VectorParams(size=rows.width, distance=models.Distance.COSINE)
@@ -91,7 +91,7 @@ class QdrantEngine(Engine):
             with reading_engine(str(folder), RuntimeError):
                 _check_size((store.count, store.width), (rows, width))
             return LocalQdrant(store)
-        with reading_engine(_where(folder, plan), *_broken()):
+        with reading_engine(_where(folder, plan), *driver_errors()):
             client = _connected(folder, plan)
             name = _collection(plan)
             size = client.get_collection(name).config.params.vectors.size
@@ -102,7 +102,7 @@ class QdrantEngine(Engine):
     def discard(cls, plan: Plan) -> None:
         """Delete a server's collection."""
         if "url" in plan.settings:
-            with reading_engine(_where(Path(), plan), *_broken()):
+            with reading_engine(_where(Path(), plan), *driver_errors()):
                 client = _connected(Path(), plan)
                 try:
                     client.delete_collection(_collection(plan))
@@ -160,7 +160,7 @@ class QdrantServer(QdrantEngine):
                 models.QueryRequest(query=query, limit=wanted, params=chosen)
                 for query in queries[start : start + QUERIES_AT_ONCE].tolist()
             ]
-            with reading_engine(self._where, *_broken()):
+            with reading_engine(self._where, *driver_errors()):
                 answers = self._client.query_batch_points(self._name, requests)
             for query, answer in enumerate(answers, start):
                 places = [point.id for point in answer.points]
@@ -188,8 +188,8 @@ def _where(folder: Path, plan: Plan) -> str:
 def _connected(folder: Path, plan: Plan) -> Any:
     url = plan.settings.get("url")
     if url is None:
-        return _client(path=str(folder))
-    return _client(
+        return connect(path=str(folder))
+    return connect(
         url=url,
         api_key=os.environ.get(KEY_VARIABLE),
         timeout=TIMEOUT_S,

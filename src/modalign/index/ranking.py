@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from modalign.errors import ShapeError, UsageError
-from modalign.gallery import LARGEST, _unit
+from modalign.gallery import LARGEST, unit_rows
 from modalign.index.segments import View
 
 # Rows, and their cosines with a query, the best first.
@@ -37,7 +37,7 @@ def unit_queries(queries: np.ndarray, width: int, *, where: str) -> np.ndarray:
             f"{where}: query {broken[0]} is NaN or infinite, expected finite numbers",
             row=int(broken[0]),
         )
-    return _unit(queries)
+    return unit_rows(queries)
 
 
 def ranked(view: View, query: np.ndarray, rows: np.ndarray, k: int) -> Ranked:
@@ -49,7 +49,7 @@ def ranked(view: View, query: np.ndarray, rows: np.ndarray, k: int) -> Ranked:
         rows: Ascending int64, each once.
         k: At most so many.
     """
-    similarity = (_unit(view.vectors(rows)) * query).sum(axis=1)
+    similarity = (unit_rows(view.vectors(rows)) * query).sum(axis=1)
     order = np.argsort(-similarity, kind="stable")[:k]
     return rows[order], similarity[order]
 

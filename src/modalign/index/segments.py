@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from modalign.errors import CorruptError
-from modalign.gallery import _scale
+from modalign.gallery import row_scales
 from modalign.storage import limit_mapped, load_array
 
 # Rows taken at once: their float32 copy fits a processor's cache.
@@ -53,7 +53,7 @@ class Segment:
     def scale(self) -> np.ndarray:
         """One over each row's length, float32 [n]; made when rows are first scanned."""
         size = block_rows(self.array.shape[1])
-        parts = [_scale(self.array[at : at + size]) for at in range(0, len(self.array), size)]
+        parts = [row_scales(self.array[at : at + size]) for at in range(0, len(self.array), size)]
         return np.concatenate(parts)
 
 

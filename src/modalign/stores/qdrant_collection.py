@@ -82,7 +82,7 @@ class QdrantStore(Store):
     def ids_sample(self, limit: int) -> list[str]:
         """Return the first ids."""
         field = self._names.get("id")
-        with engine_errors(self.facts.where, *_broken()):
+        with engine_errors(self.facts.where, *driver_errors()):
             points, _ = self._client.scroll(
                 self.facts.collection, limit=limit, with_payload=[field] if field else False
             )
@@ -119,7 +119,7 @@ class QdrantStore(Store):
                 )
                 for query in queries[start : start + QUERIES_AT_ONCE].tolist()
             ]
-            with engine_errors(self.facts.where, *_broken()):
+            with engine_errors(self.facts.where, *driver_errors()):
                 answers = self._client.query_batch_points(self.facts.collection, requests)
             found += [
                 [
@@ -156,7 +156,7 @@ class QdrantStore(Store):
         """Yield (id, point) of what is there."""
         for part in chunks(ids):
             names = {key: name for name in part if (key := self._key_of(name)) is not None}
-            with engine_errors(self.facts.where, *_broken()):
+            with engine_errors(self.facts.where, *driver_errors()):
                 points = self._client.retrieve(
                     self.facts.collection,
                     ids=list(names),
@@ -190,7 +190,7 @@ class QdrantStore(Store):
         names: list[str] = []
         keys: list[Any] = []
         while True:
-            with engine_errors(self.facts.where, *_broken()):
+            with engine_errors(self.facts.where, *driver_errors()):
                 points, offset = self._client.scroll(
                     self.facts.collection,
                     limit=10 * IDS_AT_ONCE,
@@ -224,9 +224,9 @@ def open_collection(spec: StoreSpec) -> Store:
         snapshot = Snapshot(folder, wanted=lambda file: file.is_relative_to(points))
         opened.callback(snapshot.close)
         _write_meta(snapshot.folder, meta, name)
-        with engine_errors(spec.where, *_broken()):
+        with engine_errors(spec.where, *driver_errors()):
             _check_pickles(snapshot.folder / points / POINTS_FILE, where=spec.where)
-            client = _client(path=str(snapshot.folder))
+            client = connect(path=str(snapshot.folder))
         opened.callback(client.close)
         facts, names = _facts(client, spec, opened="snapshot")
         closing = opened.pop_all()
@@ -237,10 +237,10 @@ def _open_server(spec: StoreSpec) -> Store:
     import_extra("qdrant_client", extra="qdrant")
     with ExitStack() as opened:
         try:
-            client = _client(url=spec.path, timeout=TIMEOUT_S, check_compatibility=False)
+            client = connect(url=spec.path, timeout=TIMEOUT_S, check_compatibility=False)
             opened.callback(client.close)
             known = [each.name for each in client.get_collections().collections]
-        except _broken() as error:
+        except driver_errors() as error:
             raise DataError(
                 f"{spec.path}: does not answer as Qdrant ({' '.join(str(error).split())[:160]}), "
                 "expected a server; check the address, and that it runs",
@@ -252,7 +252,8 @@ def _open_server(spec: StoreSpec) -> Store:
     return QdrantStore(facts, client, names=names, closing=closing)
 
 
-def _client(**options: Any) -> Any:
+def connect(**options: Any) -> Any:
+    """Return a client of a server or of a folder, without its warnings."""
     qdrant = import_extra("qdrant_client", extra="qdrant")
     with warnings.catch_warnings():
         # Told of a collection of more than 20,000 points: whoever wrote it has read it.
@@ -262,7 +263,7 @@ def _client(**options: Any) -> Any:
 
 def _facts(client: Any, spec: StoreSpec, *, opened: Any) -> tuple[Facts, dict[str, str]]:
     """Return what the collection is, and the names of its vector and its payload's fields."""
-    with engine_errors(spec.where, *_broken()):
+    with engine_errors(spec.where, *driver_errors()):
         vectors = client.get_collection(spec.collection).config.params.vectors
         count = client.count(spec.collection).count
     names = {
@@ -357,7 +358,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"a point asks to run {module}.{name}")
 
 
-def _broken() -> tuple[type[Exception], ...]:
+def driver_errors() -> tuple[type[Exception], ...]:
     """Return what the client raises on broken files and from servers."""
     errors = import_extra("qdrant_client.http.exceptions", extra="qdrant")
     stored = (sqlite3.Error, pickle.UnpicklingError, EOFError, AttributeError, TypeError)
