@@ -166,6 +166,26 @@ def test_pairs_know_their_rows_and_what_was_held_out_with_what(tmp_path):
     assert (named.split_seed, named.validation_share) == (None, None)
 
 
+def test_pairs_of_two_splits_are_counted(tmp_path):
+    path = write(
+        tmp_path / "p.csv",
+        "a,b,split",
+        "x,1,train",
+        "x,2,train",
+        "y,1,train",
+        "y,2,validation",
+        "x,2,validation",
+        "y,1,validation",
+        "y,1,validation",
+        "z,3,test",
+    )
+    pairs = read_pairs(path, ["a", "b"], reads=KEYS)
+    assert pairs.repeated("validation") == 2
+    assert pairs.repeated("test") == 0
+    with pytest.raises(UsageError, match="split"):
+        pairs.repeated("other")
+
+
 def test_a_list_on_both_sides_joins_each_with_each(tmp_path):
     table = write_json_lines(
         tmp_path / "p.jsonl",

@@ -323,7 +323,7 @@ def read_table(
 
     columns = named_columns(options["columns"])
     check_named(columns, encoders)
-    return read_pairs(
+    table = read_pairs(
         pairs,
         {**{modality: modality for modality in encoders}, **columns},
         reads={modality: encoder.reads for modality, encoder in encoders.items()},
@@ -332,6 +332,14 @@ def read_table(
         on_error=options["on_error"],
         may_be_empty=options.get("allow_empty", False),
     )
+    for split in table.split_sizes():
+        if split != "train" and (count := table.repeated(split)):
+            click.echo(
+                f"modalign: {pairs.name}: {count:,} pairs of the {split} rows are pairs of the "
+                "training rows too, so recall is flattered; give rows that say the same one split",
+                err=True,
+            )
+    return table
 
 
 def the_new(given: list[str], known: list[str], *, space: Path) -> str:

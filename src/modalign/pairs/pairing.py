@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -108,6 +109,24 @@ class Pairs:
             UsageError: The modality or the split is unknown.
         """
         return np.unique(self._links(modality, split).items)
+
+    def repeated(self, split: str) -> int:
+        """Return how many pairs of a split are pairs of the training rows too, of any two sides.
+
+        Recall that is measured on them is flattered: training has seen the answer.
+
+        Raises:
+            UsageError: The split is unknown.
+        """
+        found = 0
+        for a, b in combinations(self.items, 2):
+            width = len(self.items[b])
+            keys = [
+                pairs[:, 0] * width + pairs[:, 1]
+                for pairs in (self.positives(a, b, split=name) for name in ("train", split))
+            ]
+            found += len(np.intersect1d(*keys, assume_unique=True))
+        return found
 
     def split_sizes(self) -> dict[str, int]:
         """Return the rows of each split that has any."""
