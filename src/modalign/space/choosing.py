@@ -36,6 +36,8 @@ from modalign.training import FitResult, fit
 # Networks are trained twice, before and after the choice; fewer steps than this are no use.
 LEAST_STEPS = 60
 TIMED_STEPS = 3
+# Time until networks begin, with what is left to do of it afterwards, over itself.
+FITTED_AGAIN = 1.3
 # Of the budget, what training may take before the choice if it turns out slower than planned.
 MOST_BEFORE = 0.6
 # Pairs that closed forms are measured by, over several draws where one holds fewer.
@@ -314,8 +316,8 @@ def _planned_steps(work: Path, job: FirstMembers, recipe: CombinedRecipe, began:
     steps = 0
     if any(name in TRAINED for name in recipe.member_names):
         seconds = _step_seconds(job)
-        # What came before comes again when all rows are fitted.
-        left = recipe.budget - 2 * (time.monotonic() - began)
+        # Closed forms are fitted again on all rows, but not tried again.
+        left = recipe.budget - FITTED_AGAIN * (time.monotonic() - began)
         steps = min(wanted, max(0, int(left / 2 / seconds)))
     write_json(work / PLAN_FILE, {"steps": steps})
     return steps
