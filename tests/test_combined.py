@@ -374,6 +374,11 @@ def test_auto_says_what_it_tried_and_takes_what_won(world, tmp_path):
             assert entry["behind"] == pytest.approx(gain)
             low, high = entry["behind_interval_95"]
             assert low <= gain <= high
+    for name, entry in record["scoring"].items():
+        # Beside what was settled stands what the plain cosine finds.
+        assert entry["tried"][0]["name"] == "none"
+        assert entry["correction"] == notes["corrections"][name]
+        assert len(entry["tried"]) == (1 if entry["correction"]["name"] == "none" else 2)
     assert min(recall(space).values()) > 0.6
     assert not (tmp_path / "s" / "work").exists()
     page = reported(space, world, tmp_path)

@@ -138,10 +138,18 @@ def candidates_of(recipe: Recipe, direction: str) -> list[Correction]:
         recipe: Its `scoring` says which.
         direction: One that a recipe may have settled.
     """
-    settled = recipe.settled.corrections if isinstance(recipe, CombinedRecipe) else {}
-    if direction in settled:
-        return [correction_from_json(dict(settled[direction]))]
+    settled = settled_correction(recipe, direction)
+    if settled is not None:
+        # The plain cosine is measured beside it, for comparison.
+        plain = CANDIDATES[0]
+        return [plain] if settled == plain else [plain, settled]
     return [c for c in CANDIDATES if recipe.scoring in ("chosen", c.name)]
+
+
+def settled_correction(recipe: Recipe, direction: str) -> Correction | None:
+    """Return the correction that a recipe has settled for a direction; None where it is open."""
+    settled = recipe.settled.corrections if isinstance(recipe, CombinedRecipe) else {}
+    return correction_from_json(dict(settled[direction])) if direction in settled else None
 
 
 def direction_name(direction: tuple[str, str]) -> str:
@@ -206,6 +214,7 @@ def _direction(
         bank,
         candidates=candidates_of(recipe, direction_name(direction)),
     )
+    correction = settled_correction(recipe, direction_name(direction)) or correction
     similarity, rows = best_results(correction.applied(queries, gallery, bank).similarity(), HITS)
     matched = result_matches(rows, positives, gallery=len(gallery))
     calibration = fit_calibration(similarity.ravel(), matched.ravel(), gallery=len(gallery))
