@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from modalign.cli import COMMANDS, main
-from modalign.recipes import RECIPE_CLASSES, RECIPES, OneEncoderRecipe
+from modalign.recipes import RECIPE_CLASSES, RECIPES, OneEncoderRecipe, flag_fields
 from vector_spaces import SIZES, STEPS, contents, flip_bit, spec, write_table, write_world
 
 Run = Callable[..., tuple[int, str, str]]
@@ -121,7 +121,7 @@ def test_every_recipe_field_is_a_flag_whose_help_says_the_default(run: Run):
     # Without spaces: a line may break at any of them, and after a hyphen.
     text = "".join(out.split())
     for recipe in RECIPE_CLASSES:
-        for item in dataclasses.fields(recipe):
+        for item in flag_fields(recipe):
             assert f"--{item.name.replace('_', '-')}" in text
             shown = item.default
             if isinstance(shown, bool):
@@ -137,7 +137,7 @@ def test_recipe_help_starts_with_a_capital_and_lists_what_may_be_chosen(run: Run
     _, out, _ = run("align", "--help")
     text = "".join(out.split())
     for recipe in RECIPE_CLASSES:
-        for item in dataclasses.fields(recipe):
+        for item in flag_fields(recipe):
             assert item.metadata["help"][0].isupper(), item.name
             if choices := item.metadata["choices"]:
                 assert f"--{item.name.replace('_', '-')}[{'|'.join(choices)}]" in text
@@ -177,7 +177,7 @@ def test_recipes_prints_flags_as_they_are_typed(run: Run):
 
 def test_add_offers_only_what_a_later_stage_can_change(run: Run):
     _, out, _ = run("add", "--help")
-    names = {item.name for recipe in RECIPE_CLASSES for item in dataclasses.fields(recipe)}
+    names = {item.name for recipe in RECIPE_CLASSES for item in flag_fields(recipe)}
     for name in names:
         having = [recipe for recipe in RECIPE_CLASSES if hasattr(recipe, name)]
         shown = re.search(rf"--{name.replace('_', '-')}[ /]", out) is not None

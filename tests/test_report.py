@@ -419,9 +419,8 @@ def test_the_label_of_the_best_step_stays_inside_the_drawing(best_step, anchor):
     assert [c.best_anchor for c in stage_charts(LOG, best_step=best_step)] == [anchor, anchor]
 
 
-def test_a_log_of_step_0_alone_is_drawn():
-    (chart,) = stage_charts([{"step": 0, "a->b": 0.0}], best_step=0)
-    assert chart.curves[0].points == f"{LEFT},{BOTTOM}"
+def test_a_log_of_step_0_alone_is_no_curve():
+    assert stage_charts([{"step": 0, "a->b": 0.5}], best_step=0) == []
 
 
 @pytest.mark.parametrize(

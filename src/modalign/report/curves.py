@@ -87,7 +87,7 @@ def logged(log: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def draw(lines: Mapping[str, Points], *, title: str, y_label: str, best_step: int) -> Chart | None:
-    """Place lines in a drawing; None where no line has two points.
+    """Place lines in a drawing; None where there is no point after step 0.
 
     Args:
         lines: (step, value) by name.
@@ -96,7 +96,7 @@ def draw(lines: Mapping[str, Points], *, title: str, y_label: str, best_step: in
         best_step: Step to mark.
     """
     points = [point for line in lines.values() for point in line]
-    if len({step for step, _ in points}) < 2:
+    if not any(step for step, _ in points):
         return None
     last = max(step for step, _ in points) or 1
     values = [0.0, *(value for _, value in points)]
