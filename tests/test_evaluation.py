@@ -264,6 +264,7 @@ def test_a_seed_repeats_its_interval_and_a_lower_level_narrows_it():
 
 def test_equal_hits_have_an_interval_without_width():
     assert bootstrap_interval(np.ones(10), seed=0) == (1.0, 1.0)
+    assert bootstrap_interval(np.zeros(10), seed=0) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(("count", "level"), [(1, 0.95), (10, 0.95), (500, 0.8)])

@@ -298,6 +298,17 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def beyond_chance(gains: Sequence[np.ndarray]) -> bool:
+    """Return whether what was gained is more than the standard error of it.
+
+    Args:
+        gains: Of every query, by how much one way is better than another; one array for each
+            direction, float [Q] each.
+    """
+    error = sum(gain.var() / len(gain) for gain in gains) ** 0.5
+    return bool(sum(gain.mean() for gain in gains) > error)
+
+
 @dataclass(frozen=True)
 class Direction:
     """What was measured with queries of one modality in a gallery of another.

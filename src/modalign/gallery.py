@@ -492,16 +492,16 @@ def _best_of(
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of unit length, float32; a row of zeros stays so."""
     rows = _float32(vectors)
-    rows *= _scales(rows.copy())[:, None]
+    rows *= _inverse_lengths(rows.copy())[:, None]
     return rows
 
 
 def row_scales(vectors: np.ndarray) -> np.ndarray:
     """One over each row's length, 0 for a row of zeros, float32 [N]."""
-    return _scales(_float32(vectors))
+    return _inverse_lengths(_float32(vectors))
 
 
-def _scales(rows: np.ndarray) -> np.ndarray:
+def _inverse_lengths(rows: np.ndarray) -> np.ndarray:
     """As `row_scales`, of float32 rows, which are overwritten."""
     # By the largest value first, so that no square is too large or too small for float32.
     largest = np.abs(rows).max(axis=1, initial=0.0)

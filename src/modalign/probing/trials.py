@@ -15,7 +15,7 @@ from modalign.features import FeatureRows
 from modalign.probing.agreement import linear_cka, mutual_nearest_neighbours
 from modalign.probing.forecasting import Curves, coverage, fit_curves
 from modalign.recipes import CombinedRecipe
-from modalign.space.choosing import grown
+from modalign.space.choosing import fitted
 from modalign.space.families import measure
 from modalign.space.held import rows_of_pairs
 from modalign.space.paired import PairedTables
@@ -87,8 +87,7 @@ def closed_form(
     """Fit a closed form, its settings chosen on validation rows; return recall there."""
     recipe = CombinedRecipe(members=member)
     widths = {name: train.tables[name].width for name in (train.first, train.second)}
-    family, growth = grown(recipe, widths, seed=seed, device="cpu")
-    job = family.objective(recipe, growth, train=[train], validation=[validation], seed=seed)
+    family, growth, job = fitted(recipe, widths, train, validation, seed=seed, device="cpu")
     family.remember(job.temperature)
     return measure(family, validation, growth.directions)
 

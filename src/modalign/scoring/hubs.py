@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modalign.errors import ShapeError, UsageError, check_known
-from modalign.evaluation import retrieval_ranks
+from modalign.evaluation import beyond_chance, retrieval_ranks
 
 # Similarities held at a time, 32 MiB.
 BLOCK = 1 << 23
@@ -345,8 +345,7 @@ def best_candidate(ranks: np.ndarray) -> int:
     """
     scores = (ranks == 1) + 1.0 / ranks
     best = int(np.argmax(scores.mean(axis=1)))
-    gain = scores[best] - scores[0]
-    return best if gain.mean() > gain.std() / len(gain) ** 0.5 else 0
+    return best if beyond_chance([scores[best] - scores[0]]) else 0
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

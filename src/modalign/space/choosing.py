@@ -23,13 +23,13 @@ from modalign.connectors.members import CLOSED_FORMS, TRAINED
 from modalign.encoders.contract import canonical_json
 from modalign.evaluation import bootstrap_interval, retrieval_ranks
 from modalign.recipes import CombinedRecipe, Settled
-from modalign.scoring import best_candidate
+from modalign.scoring import NoCorrection, best_candidate
 from modalign.space.combined import CombinedSpace
 from modalign.space.families import Growth, Sides
 from modalign.space.held import ENOUGH, parted
 from modalign.space.joining import FirstMembers
-from modalign.space.paired import PairedTables, feature_figures
-from modalign.space.scored import FittedScoring, candidates_of, correction_ranks, fit_scoring
+from modalign.space.paired import PairedTables
+from modalign.space.scored import candidates_of, correction_ranks, direction_name
 from modalign.storage import read_json, sweep, write_json
 from modalign.training import FitResult, fit
 
@@ -90,14 +90,17 @@ def choose(
     work.mkdir(parents=True, exist_ok=True)
     sweep(work)
     train, held = parted(paired, seed=seed)
-    forms, ranks = _closed_forms(recipe, widths, paired, seed=seed, device=device)
+    draws = min(max(MEASURED_PAIRS // len(held.pairs), 1), MOST_DRAWS)
+    others = (parted(paired, seed=seed + number * DRAW_APART) for number in range(1, draws))
+    parts = [(train, held), *others]
+    forms, ranks = _closed_forms(recipe, widths, parts, seed=seed, device=device)
     recipe = replace(recipe, settled=Settled(closed_forms=forms))
     trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
     steps = _planned_steps(work, trial.job, recipe, began)
     if steps < LEAST_STEPS:
         recipe = _without_networks(recipe)
         trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
-    trial = trial.of_steps(steps)
+    trial.take_steps(max(steps, 1))
     plan = {"recipe": trial.recipe.as_json(), "seed": seed, "rows": _digest(train)}
     result = fit(
         trial.job,
@@ -150,22 +153,20 @@ class _Trial:
     ) -> None:
         self.recipe, self.seed = recipe, seed
         self.train, self.held = train, held
-        self.family, self.growth = grown(recipe, widths, seed=seed, device=device)
-        job = _trained_on(self.family, recipe, train, held, seed=seed)
-        self.job = job
+        self.family, self.growth, self.job = fitted(
+            recipe, widths, train, held, seed=seed, device=device
+        )
 
-    def of_steps(self, steps: int) -> _Trial:
+    def take_steps(self, steps: int) -> None:
         """Let training take some steps, and keep the last one's weights.
 
         Where the learning rate has fallen weights are best as a rule; what a few rows say of an
         earlier step is mostly chance.
         """
-        steps = max(steps, 1)
         self.job.kept_step = steps
         self.recipe = replace(
             self.recipe, min_steps=steps, epochs=1, validate_steps=max(10, steps // 6)
         )
-        return self
 
     def settled(
         self, result: FitResult, ranks: Mapping[str, Sequence[np.ndarray]]
@@ -188,20 +189,18 @@ class _Trial:
             held=self.job.validation,
             seed=self.seed,
         )
-        corrections = {
-            name: candidates_of(self.recipe, name)[
-                best_candidate(np.concatenate([found, *ranks.get(name, ())], axis=1))
-            ].as_json()
+        best = {
+            name: best_candidate(np.concatenate([found, *ranks.get(name, ())], axis=1))
             for name, found in own.items()
         }
-        scoring = fit_scoring(
-            self.family,
-            replace(self.recipe, settled=Settled(corrections=corrections)),
-            self.growth,
-            train=[self.train],
-            validation=[self.job.validation],
-            seed=self.seed,
-        )
+        chosen = {name: candidates_of(self.recipe, name)[place] for name, place in best.items()}
+        corrections = {name: correction.as_json() for name, correction in chosen.items()}
+        # By direction, where hubs are corrected.
+        corrected = {
+            name: own[name][best[name]]
+            for name, correction in chosen.items()
+            if type(correction) is not NoCorrection
+        }
         shares = self.family.model.shares.tolist()
         names = self.recipe.member_names
         kept = [(name, share) for name, share in zip(names, shares, strict=True) if share > 0]
@@ -213,7 +212,7 @@ class _Trial:
             "tried": settled["tried"],
             "closed_forms": self.recipe.settled.closed_forms,
             "corrections": corrections,
-            "compared": compared(self, alone, scoring),
+            "compared": compared(self, alone, corrected),
         }
         if len(self.held.pairs) < ENOUGH:
             notes["rows_note"] = (
@@ -233,36 +232,39 @@ class _Trial:
         return recipe, notes
 
 
-def grown(
-    recipe: CombinedRecipe, widths: Mapping[str, int], *, seed: int, device: str
-) -> tuple[CombinedSpace, Growth]:
-    """Return a space's first stage, untrained, as a seed draws it."""
+def fitted(
+    recipe: CombinedRecipe,
+    widths: Mapping[str, int],
+    train: PairedTables,
+    held: PairedTables,
+    *,
+    seed: int,
+    device: str,
+) -> tuple[CombinedSpace, Growth, FirstMembers]:
+    """Return a space's first stage, and the job of training its networks.
+
+    Args:
+        recipe: Of two modalities.
+        widths: D_m by modality.
+        train: What closed forms are fitted to, and networks are to be trained on.
+        held: What settings are chosen by, where the recipe leaves them open.
+        seed: What the stage is drawn from.
+        device: A torch device name.
+    """
     family = CombinedSpace(recipe, device=device)
     growth = family.growth(recipe, widths, anchor=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         family.grow(recipe, growth)
-    return family, growth
-
-
-def _trained_on(
-    family: CombinedSpace,
-    recipe: CombinedRecipe,
-    train: PairedTables,
-    held: PairedTables,
-    *,
-    seed: int,
-) -> FirstMembers:
-    """Return the job of training members on some rows, that is measured by others."""
-    for name, table in train.tables.items() if recipe.standardize else ():
-        family.model.of(name).standardization.fit(*feature_figures(table))
-    return FirstMembers(family, train=train, validation=held, recipe=recipe, seed=seed)
+    job = family.objective(recipe, growth, train=[train], validation=[held], seed=seed)
+    assert isinstance(job, FirstMembers)
+    return family, growth, job
 
 
 def _closed_forms(
     recipe: CombinedRecipe,
     widths: Mapping[str, int],
-    paired: PairedTables,
+    parts: Sequence[tuple[PairedTables, PairedTables]],
     *,
     seed: int,
     device: str,
@@ -270,6 +272,13 @@ def _closed_forms(
     """Choose the closed forms' settings by the mean over several draws of rows held out.
 
     A closed form takes a second: of few rows it is fitted and measured several times.
+
+    Args:
+        recipe: With the members that may be chosen.
+        widths: D_m by modality.
+        parts: Of each draw the rows to fit to, and those held out.
+        seed: What a stage is drawn from.
+        device: A torch device name.
 
     Returns:
         The settings by closed form; and by direction the ranks of each draw's queries by each
@@ -281,12 +290,8 @@ def _closed_forms(
         return {}, {}
     plain = replace(recipe, members=",".join(dict.fromkeys(names)))
     found: dict[str, dict[tuple[float, float], list[float]]] = {}
-    parts = [parted(paired, seed=seed)]
-    draws = min(max(MEASURED_PAIRS // len(parts[0][1].pairs), 1), MOST_DRAWS)
-    parts += [parted(paired, seed=seed + number * DRAW_APART) for number in range(1, draws)]
     for train, held in parts:
-        family, growth = grown(plain, widths, seed=seed, device=device)
-        job = _trained_on(family, plain, train, held, seed=seed)
+        *_, job = fitted(plain, widths, train, held, seed=seed, device=device)
         for name, ranked in job.ranked.items():
             for settings, rank in ranked.items():
                 found.setdefault(name, {}).setdefault(settings, []).append(rank)
@@ -295,12 +300,10 @@ def _closed_forms(
     plain = replace(plain, members=names[0], settled=Settled(closed_forms=forms))
     ranks: dict[str, list[np.ndarray]] = {}
     for train, held in parts:
-        family, growth = grown(plain, widths, seed=seed, device=device)
-        _trained_on(family, plain, train, held, seed=seed)
-        for name, found_ranks in correction_ranks(
-            family, plain, growth, train=train, held=held, seed=seed
-        ).items():
-            ranks.setdefault(name, []).append(found_ranks)
+        family, growth, _ = fitted(plain, widths, train, held, seed=seed, device=device)
+        each = correction_ranks(family, plain, growth, train=train, held=held, seed=seed)
+        for name, by_correction in each.items():
+            ranks.setdefault(name, []).append(by_correction)
     return forms, ranks
 
 
@@ -364,14 +367,16 @@ def _without_networks(recipe: CombinedRecipe) -> CombinedRecipe:
 
 
 def compared(
-    trial: _Trial, vectors: Sequence[Mapping[str, np.ndarray]], scoring: FittedScoring
+    trial: _Trial,
+    vectors: Sequence[Mapping[str, np.ndarray]],
+    corrected: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """Return recall@1 of each member alone and of what was chosen, with intervals.
 
     Args:
         trial: Settled.
         vectors: Each member's of the rows held out.
-        scoring: What was chosen for each direction.
+        corrected: By direction the ranks with the correction that was chosen, where one was.
 
     Returns:
         Of each direction a row for each member, one for "joined" and, where hubs are corrected,
@@ -389,11 +394,8 @@ def compared(
             for name, of in zip(trial.recipe.member_names, vectors, strict=True)
         }
         hits["joined"] = retrieval_ranks(queries, gallery, positives) == 1
-        scored = scoring.by_direction[source, target]
-        if scored.corrects:
-            fixed = scored.applied(queries, gallery)
-            ranks = retrieval_ranks(fixed.queries, fixed.gallery, positives, bias=fixed.bias)
-            hits["corrected"] = ranks == 1
+        if (direction := direction_name((source, target))) in corrected:
+            hits["corrected"] = corrected[direction] == 1
         last = hits[[*hits][-1]]
         for name, found in hits.items():
             row = {

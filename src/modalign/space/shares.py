@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from modalign.evaluation import retrieval_ranks
+from modalign.evaluation import beyond_chance, retrieval_ranks
 from modalign.space.paired import PairedTables
 
 # Of a member that joins others, against the first one's 1.
 SHARES = (0.5, 1.0, 2.0)
 
 
-def mean_reciprocal_rank_both(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> float:
-    """Return the mean reciprocal rank, averaged over both directions."""
+def reciprocal_ranks_both(
+    first: np.ndarray, second: np.ndarray, pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return every query's reciprocal rank, of both directions."""
     there = 1.0 / retrieval_ranks(first, second, pairs)
     back = 1.0 / retrieval_ranks(second, first, pairs[:, ::-1])
+    return there, back
+
+
+def mean_reciprocal_rank_both(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the mean reciprocal rank, averaged over both directions."""
+    there, back = reciprocal_ranks_both(first, second, pairs)
     return float(there.mean() + back.mean()) / 2
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Members' vectors of some pairs, joined by shares."""
-
-    vectors: Sequence[Mapping[str, np.ndarray]]
-    paired: PairedTables
-
-    def ranks(self, weights: Sequence[float]) -> list[np.ndarray]:
-        """Return every query's reciprocal rank, of both directions."""
-        first, second = (
-            np.concatenate(
-                [w**0.5 * v[m] for w, v in zip(weights, self.vectors, strict=True) if w], axis=1
-            )
-            for m in (self.paired.first, self.paired.second)
-        )
-        pairs = self.paired.pairs
-        return [
-            1.0 / retrieval_ranks(first, second, pairs),
-            1.0 / retrieval_ranks(second, first, pairs[:, ::-1]),
-        ]
-
-    def beats(self, weights: Sequence[float], others: Sequence[float]) -> bool:
-        """Return whether shares gain more on others than the standard error of the gain."""
-        gains = [a - b for a, b in zip(self.ranks(weights), self.ranks(others), strict=True)]
-        error = sum(gain.var() / len(gain) for gain in gains) ** 0.5
-        return bool(sum(gain.mean() for gain in gains) > error)
 
 
 def chosen_shares(
@@ -65,11 +44,19 @@ def chosen_shares(
     Returns:
         Shares whose squares sum to 1, and what was tried.
     """
-    joined, count = _Joined(vectors, paired), len(vectors)
+    count = len(vectors)
     tried: list[dict[str, Any]] = []
+    ranks: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def rank(weights: Sequence[float]) -> float:
-        found = float(np.mean([side.mean() for side in joined.ranks(weights)]))
+        first, second = (
+            np.concatenate(
+                [w**0.5 * v[m] for w, v in zip(weights, vectors, strict=True) if w], axis=1
+            )
+            for m in (paired.first, paired.second)
+        )
+        ranks[tuple(weights)] = there, back = reciprocal_ranks_both(first, second, paired.pairs)
+        found = float(there.mean() + back.mean()) / 2
         tried.append({"weights": list(weights), "mean_reciprocal_rank": round(found, 6)})
         return found
 
@@ -81,10 +68,11 @@ def chosen_shares(
     top = alone[order[0]]
     for number in order[1:]:
         options = [[*best[:number], share, *best[number + 1 :]] for share in SHARES]
-        ranks = [rank(option) for option in options]
-        if max(ranks) > top:
-            top, best = max(ranks), options[int(np.argmax(ranks))]
-    if not joined.beats(best, alike):
+        found = [rank(option) for option in options]
+        if max(found) > top:
+            top, best = max(found), options[int(np.argmax(found))]
+    of_best, of_alike = ranks[tuple(best)], ranks[tuple(alike)]
+    if not beyond_chance([mine - other for mine, other in zip(of_best, of_alike, strict=True)]):
         best = alike
     total = sum(best)
     return [(weight / total) ** 0.5 for weight in best], tried
