@@ -150,6 +150,18 @@ def test_pairs_for_a_recall_are_where_the_curve_reaches_it():
     assert fewer == pytest.approx(1000, rel=0.05)
 
 
+def test_no_fewer_pairs_are_said_than_were_seen_to_fall_short():
+    measured = recalls(top=-2, gain=0.5, bend=0.9, queries=100, seed=1)
+    curves = fit_curves(SIZES, measured, queries=100)
+    wanted = float(measured[-1].mean()) + 0.002
+    assert curves.at(SIZES[-1]).interval_80[1] > wanted  # the interval alone would say fewer
+    middle, best, worst = curves.pairs_for(wanted)
+    assert best == pytest.approx(SIZES[-1], abs=1)
+    assert middle is not None
+    assert middle >= best
+    assert worst is None or worst >= middle
+
+
 def test_a_recall_that_nothing_reaches_needs_no_number():
     flat = np.full((5, 2), 0.2)
     middle, _, worst = fit_curves(SIZES, flat, queries=100_000).pairs_for(0.9)

@@ -54,6 +54,7 @@ class Curves:
 
     Attributes:
         largest: The most pairs that were measured.
+        reached: The recall they had, in [0, 1].
         start: Of each curve the log odds at `largest`, float64 [C].
         gain: What the first doubling beyond it adds, float64 [C].
         bend: What is left of the gain after each doubling, float64 [C].
@@ -61,6 +62,7 @@ class Curves:
     """
 
     largest: int
+    reached: float
     start: np.ndarray
     gain: np.ndarray
     bend: np.ndarray
@@ -87,7 +89,8 @@ class Curves:
             wanted: In (0, 1).
 
         Returns:
-            Pairs; None where even a million times as many do not reach it.
+            Pairs, more than were measured where those did not reach it; None where even a million
+            times as many do not.
         """
         if not 0 < wanted < 1:
             raise UsageError(f"forecast: recall {wanted} is wanted, expected between 0 and 1")
@@ -100,7 +103,9 @@ class Curves:
         return middle, best, worst
 
     def _first(self, wanted: float, end: Callable[[Forecast], float]) -> int | None:
-        low, high = -float(np.log2(self.largest)), float(MOST_DOUBLINGS)
+        # An end of the interval may say fewer than were seen to fall short.
+        low = 0.0 if self.reached < wanted else -float(np.log2(self.largest))
+        high = float(MOST_DOUBLINGS)
         if end(self.at(round(self.largest * 2**high))) < wanted:
             return None
         for _ in range(40):
@@ -148,7 +153,8 @@ def fit_curves(sizes: Sequence[int], recall: np.ndarray, *, queries: int, seed: 
     chosen = (rng.random(RESAMPLES) > limits[:-1]).sum(0)
     start, gain = (np.take_along_axis(part, chosen[None], 0)[0] for part in (starts, gains))
     bend = np.array(BENDS)[chosen]
-    return Curves(int(sizes[-1]), start, gain, bend, DRIFT * rng.standard_normal(RESAMPLES))
+    drift = DRIFT * rng.standard_normal(RESAMPLES)
+    return Curves(int(sizes[-1]), float(values[-1].mean()), start, gain, bend, drift)
 
 
 def _bent(doublings: float | np.ndarray, bend: float) -> Any:
