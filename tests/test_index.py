@@ -278,6 +278,29 @@ def test_ids_values_and_metadata_of_any_text_come_back(index, name):
     assert reopened.search(drawn(1, seed=5).astype(np.float32), 1).ids == [[name]]
 
 
+def test_values_that_are_too_long_to_be_read_at_once_are_read_in_parts(index):
+    ids = [f"long{n}" for n in range(9)]
+    index.add(ids, drawn(9, seed=5), values=[f"{n}" * 3000 for n in range(9)])
+    reopened = load_index(index.folder)
+    with reopened.rows.database.reading() as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 20_000)
+    rows = np.arange(ROWS, ROWS + 9)
+    assert reopened.rows.values_of(rows) == [f"{n}" * 3000 for n in range(9)]
+    assert reopened.item("long8").value == "8" * 3000
+
+
+def test_numbers_of_metadata_come_back_as_they_were(index):
+    numbers = {
+        "whole": 2**63 - 1,
+        "less": -(2**63 - 1),
+        "small": 5e-324,
+        "e": 1e300,
+        "third": 1 / 3,
+    }
+    index.add(["n"], drawn(1, seed=5), metadata=[{**numbers, "list": [True, None, 1.0]}])
+    assert load_index(index.folder).item("n").metadata == {**numbers, "list": [True, None, 1.0]}
+
+
 def test_a_gallery_is_added_only_to_an_index_of_its_own_kind(index):
     more = gallery_of(drawn(30, seed=8), prefix="more")
     assert index.add_gallery(more, metadata={"more1": {"label": "snow"}}) == 30

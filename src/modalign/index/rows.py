@@ -48,6 +48,8 @@ WAIT_S = 10.0
 LISTED_VALUES = 50
 # Unknown or taken ids that a message names.
 NAMED = 3
+# Bytes as JSON holds them.
+_HEX = {"id": "hex(id)", "value": "iif(value IS NULL, NULL, hex(value))"}
 
 
 class _Written(NamedTuple):
@@ -160,46 +162,44 @@ class Rows:
 
     def ids_of(self, rows: np.ndarray) -> list[str | None]:
         """Return the id of each row; None of one that is deleted."""
-        found = dict(self._by_row("id", rows))
-        return [
-            None if (data := found.get(row)) is None else unpacked(data) for row in rows.tolist()
-        ]
+        return self._by_row("id", rows)
 
     def values_of(self, rows: np.ndarray) -> list[str | None]:
         """Return the value of each row; None where it has none, or is deleted."""
-        found = dict(self._by_row("value", rows))
-        return [
-            None if (data := found.get(row)) is None else unpacked(data) for row in rows.tolist()
-        ]
+        return self._by_row("value", rows)
 
-    def _by_row(self, column: str, rows: np.ndarray) -> Iterator[tuple[int, Any]]:
-        wanted = list(dict.fromkeys(rows.tolist()))
-        with self.database.reading() as connection:
-            for part in _parts(wanted):
-                yield from connection.execute(
-                    f"SELECT row, {column} FROM items WHERE row IN ({_marks(part)})", part
-                ).fetchall()
+    def _by_row(self, column: str, rows: np.ndarray) -> list[str | None]:
+        wanted = rows.tolist()
+        found = {
+            row: None if data is None else unpacked(bytes.fromhex(data))
+            for row, data in self._read(f"row, {_HEX[column]}", "row", list(dict.fromkeys(wanted)))
+        }
+        return [found.get(row) for row in wanted]
 
     def items(self, ids: Sequence[str]) -> dict[str, tuple[int, str | None, dict[str, Any]]]:
         """Return (row, value, metadata) of the ids that are there."""
-        found = {}
-        with self.database.reading() as connection:
-            for part in _parts([packed(name) for name in dict.fromkeys(ids)]):
-                for row, name, value, metadata in connection.execute(
-                    f"SELECT row, id, value, metadata FROM items WHERE id IN ({_marks(part)})", part
-                ).fetchall():
-                    shown = None if value is None else unpacked(value)
-                    found[unpacked(name)] = (row, shown, json.loads(metadata or "{}"))
-        return found
+        columns = f"row, {_HEX['id']}, {_HEX['value']}, json(coalesce(metadata, '{{}}'))"
+        keys = [packed(name) for name in dict.fromkeys(ids)]
+        return {
+            unpacked(bytes.fromhex(name)): (
+                row,
+                None if value is None else unpacked(bytes.fromhex(value)),
+                metadata,
+            )
+            for row, name, value, metadata in self._read(columns, "id", keys)
+        }
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the row of each id that is there."""
-        found = {}
+        keys = [packed(name) for name in dict.fromkeys(ids)]
+        found = self._read(f"{_HEX['id']}, row", "id", keys)
+        return {unpacked(bytes.fromhex(name)): row for name, row in found}
+
+    def _read(self, columns: str, key: str, values: Sequence[Any]) -> Iterator[list[Any]]:
+        """Yield columns of the rows whose key is one of some values."""
         with self.database.reading() as connection:
-            for part in _parts([packed(name) for name in dict.fromkeys(ids)]):
-                sql = f"SELECT id, row FROM items WHERE id IN ({_marks(part)})"
-                found.update({unpacked(n): row for n, row in connection.execute(sql, part)})
-        return found
+            for part in _parts(values):
+                yield from _read_at_once(connection, columns, key, part)
 
     def fitting(self, conditions: Sequence[Condition]) -> tuple[int, np.ndarray]:
         """Return the rows of which all conditions hold, ascending int64, and their generation.
@@ -548,6 +548,29 @@ def _selected(condition: Condition, field: int) -> tuple[str, list[Any]]:
     if condition.operator == "ne":
         return f"SELECT row FROM items EXCEPT {having} AND kind = ? AND value = ?", [field, *facts]
     return f"{having} AND kind = ? AND value {COMPARED[condition.operator]} ?", [field, *facts]
+
+
+def _read_at_once(
+    connection: sqlite3.Connection, columns: str, key: str, values: Sequence[Any]
+) -> list[list[Any]]:
+    """Return columns of the rows whose key is one of some values, as one row of the answer.
+
+    SQLite lets go of the interpreter at every row, and then waits until no other thread computes.
+    """
+    sql = (
+        f"SELECT json_group_array(json_array({columns})) FROM items "
+        f"WHERE {key} IN ({_marks(values)})"
+    )
+    try:
+        found: list[list[Any]] = json.loads(connection.execute(sql, values).fetchone()[0])
+    except sqlite3.DataError:
+        # Together longer than SQLite's longest text.
+        half = len(values) // 2
+        if not half:
+            raise
+        parts = (values[:half], values[half:])
+        return [row for part in parts for row in _read_at_once(connection, columns, key, part)]
+    return found
 
 
 def _listed(connection: sqlite3.Connection, field: int) -> list[Any] | None:
