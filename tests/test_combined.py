@@ -25,7 +25,7 @@ from modalign.space.held import parted
 from modalign.space.joining import FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
-from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both
+from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both, usual_weights
 from vector_spaces import contents, key, spec, write_table, write_world
 
 SMALL = CombinedRecipe(
@@ -294,12 +294,23 @@ def member(rows: int, noise: float, seed: int) -> dict[str, np.ndarray]:
 def test_members_that_err_differently_are_joined_and_one_that_knows_nothing_is_left_out():
     members = [member(200, 0.8, 1), member(200, 0.8, 2), member(200, 50.0, 3)]
     paired = PairedTables("image", "text", {}, np.stack([np.arange(200)] * 2, axis=1))
-    shares, tried = chosen_shares(members, paired)
+    shares, tried = chosen_shares(members, paired, usual=[1.0, 1.0, 1.0])
     assert min(shares[:2]) > 0
     assert shares[2] == 0
     assert np.square(shares).sum() == pytest.approx(1)
     alone = [mean_reciprocal_rank_both(m["image"], m["text"], paired.pairs) for m in members[:2]]
     assert max(entry["mean_reciprocal_rank"] for entry in tried) > max(alone)
+
+
+def test_few_rows_leave_members_at_their_usual_weights():
+    members = [member(6, 0.8, 1), member(6, 0.8, 2), member(6, 0.8, 3)]
+    paired = PairedTables("image", "text", {}, np.stack([np.arange(6)] * 2, axis=1))
+    usual = usual_weights(["cca", "residual", "mlp"])
+    assert usual == [1.0, 0.5, 0.5]
+    shares, _ = chosen_shares(members, paired, usual=usual)
+    assert np.square(shares).tolist() == pytest.approx([0.5, 0.25, 0.25])
+    assert usual_weights(["mlp", "residual"]) == [0.5, 0.5]
+    assert usual_weights(["cca", "ridge", "mlp"]) == [0.5, 0.5, 1.0]
 
 
 class Rows:

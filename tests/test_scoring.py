@@ -11,6 +11,7 @@ from modalign.errors import DataError, ShapeError, UsageError
 from modalign.evaluation import retrieval_ranks
 from modalign.scoring import (
     CANDIDATES,
+    USUAL,
     Bank,
     Calibration,
     Centring,
@@ -19,6 +20,7 @@ from modalign.scoring import (
     InverseConvolution,
     InvertedSoftmax,
     NoCorrection,
+    best_candidate,
     choose_correction,
     correction_from_json,
     cross_fitted,
@@ -183,6 +185,24 @@ def test_where_nothing_helps_nothing_is_chosen():
     bank = Bank(items[:5], np.zeros(12, np.float32))
     chosen, _ = choose_correction(items, items, np.stack([np.arange(12)] * 2, 1), bank)
     assert chosen == NoCorrection()
+
+
+def test_few_queries_leave_the_usual_correction():
+    ranks = np.full((len(CANDIDATES), 12), 2)
+    ranks[CANDIDATES.index(USUAL), :5] = [3, 2, 1, 1, 1]
+    # Better by a hair: one query more, another less.
+    ranks[-1, :5] = [1, 2, 1, 1, 2]
+    assert CANDIDATES[best_candidate(ranks, CANDIDATES)] == USUAL
+    # Where it is not among them the plainest stays.
+    others = [number for number, each in enumerate(CANDIDATES) if each != USUAL]
+    few = [CANDIDATES[number] for number in others]
+    assert few[best_candidate(ranks[others], few)] == NoCorrection()
+    # Where it moves nothing too.
+    ranks[:, :5] = 2
+    assert CANDIDATES[best_candidate(ranks, CANDIDATES)] == NoCorrection()
+    # Many say otherwise.
+    ranks[CANDIDATES.index(USUAL)] = 3
+    assert CANDIDATES[best_candidate(ranks, CANDIDATES)] == NoCorrection()
 
 
 # Probabilities

@@ -672,7 +672,7 @@ def test_a_store_of_other_bytes_is_refused(kind, folder, snapshots):
 
 def store_of(metric: str, kind: str = "faiss") -> Store:
     facts = SimpleNamespace(where="s")
-    return SimpleNamespace(metric=metric, kind=kind, facts=facts)
+    return SimpleNamespace(metric=metric, kind=kind, facts=facts, compresses=False)
 
 
 def test_lengths_are_told_by_hand():
@@ -735,6 +735,42 @@ def test_faiss_indexes_give_their_vectors_back(factory, folder):
         np.testing.assert_allclose(vectors, many[[7, 199]], rtol=1e-6)
         best = np.argmax(many @ many[7])
         assert store.search(many[7:8] * 5, 1).rows.tolist() == [[best]]
+
+
+def test_rows_of_an_ivf_index_are_known_by_the_numbers_they_were_added_under(folder):
+    faiss = importorskip("faiss", extra="faiss")
+    index = faiss.index_factory(WIDTH, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = 2
+    many = unit(np.random.default_rng(2).normal(size=(200, WIDTH))).astype(np.float32)
+    index.train(many)
+    numbers = 10**12 - 7 * np.arange(200)
+    index.add_with_ids(many, numbers)
+    faiss.write_index(index, str(folder / "v.index"))
+    with open_store(f"faiss:{folder}/v.index") as store:
+        found, vectors = store.vectors([str(numbers[5]), "5", str(numbers[199])])
+        assert found == [str(numbers[5]), str(numbers[199])]
+        np.testing.assert_allclose(vectors, many[[5, 199]], rtol=1e-6)
+        hits = store.search(many[[5, 199]], 1)
+        assert hits.ids == [[str(numbers[5])], [str(numbers[199])]]
+        assert hits.rows.tolist() == [[194], [0]]
+    (folder / "v.ids.txt").write_text("\n".join(map(str, range(200))), encoding="utf-8")
+    with pytest.raises(DataError, match="have numbers of their own, such as 99999999"):
+        open_store(f"faiss:{folder}/v.index")
+
+
+def test_an_index_that_compresses_is_not_told_to_scale_its_vectors(folder):
+    faiss = importorskip("faiss", extra="faiss")
+    index = faiss.index_factory(8, "PQ2x4", faiss.METRIC_INNER_PRODUCT)
+    many = unit(np.random.default_rng(2).normal(size=(700, 8))).astype(np.float32)
+    index.train(many)
+    index.add(many)
+    faiss.write_index(index, str(folder / "v.index"))
+    with open_store(f"faiss:{folder}/v.index") as store:
+        _, vectors = store.vectors([str(row) for row in range(700)])
+        with pytest.raises(
+            MismatchError, match=r"compresses its vectors: .* attach the vectors it"
+        ):
+            check_cosine(store, vectors)
 
 
 def test_an_approximate_engine_that_finds_too_few_says_so(folder):

@@ -299,14 +299,14 @@ def bootstrap_interval(
 
 
 def beyond_chance(gains: Sequence[np.ndarray]) -> bool:
-    """Return whether what was gained is more than the standard error of it.
+    """Return whether what was gained is more than two standard errors of it.
 
     Args:
         gains: Of every query, by how much one way is better than another; one array for each
             direction, float [Q] each.
     """
     error = sum(gain.var() / len(gain) for gain in gains) ** 0.5
-    return bool(sum(gain.mean() for gain in gains) > error)
+    return bool(sum(gain.mean() for gain in gains) > 2 * error)
 
 
 @dataclass(frozen=True)

@@ -514,7 +514,8 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         "A closed form and two networks in one vector, with hub correction",
     ),
     "auto": (
-        CombinedRecipe(scoring="chosen", choose=True),
+        # Networks train twice; of few pairs, 300 steps are no better than 200.
+        CombinedRecipe(scoring="chosen", choose=True, min_steps=200),
         "As combined, with all that is left open settled on rows held out of training, within "
         "--budget",
     ),

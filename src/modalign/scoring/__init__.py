@@ -12,6 +12,7 @@ from modalign.scoring.calibration import (
 )
 from modalign.scoring.hubs import (
     CANDIDATES,
+    USUAL,
     Bank,
     Centring,
     Compared,
@@ -28,6 +29,7 @@ from modalign.scoring.hubs import (
 
 __all__ = [
     "CANDIDATES",
+    "USUAL",
     "Bank",
     "Calibration",
     "Centring",

@@ -190,7 +190,10 @@ class _Trial:
             seed=self.seed,
         )
         best = {
-            name: best_candidate(np.concatenate([found, *ranks.get(name, ())], axis=1))
+            name: best_candidate(
+                np.concatenate([found, *ranks.get(name, ())], axis=1),
+                candidates_of(self.recipe, name),
+            )
             for name, found in own.items()
         }
         chosen = {name: candidates_of(self.recipe, name)[place] for name, place in best.items()}

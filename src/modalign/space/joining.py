@@ -42,7 +42,7 @@ from modalign.space.pair_losses import (
     side_terms,
 )
 from modalign.space.paired import PairedTables, first_rows
-from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both
+from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both, usual_weights
 from modalign.training import PairBatches
 from modalign.training.batches import Batch
 
@@ -270,7 +270,8 @@ class FirstMembers(MembersObjective):
             tried: list[dict[str, Any]] = []
         else:
             vectors = self.member_vectors(self.validation)
-            shares, tried = chosen_shares(vectors, self.validation)
+            usual = usual_weights(names)
+            shares, tried = chosen_shares(vectors, self.validation, usual=usual)
         self.model.shares.copy_(torch.tensor(shares))
         shown = {
             f"{n} {name}": round(s, 4)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from modalign.connectors.members import CLOSED_FORMS
 from modalign.evaluation import beyond_chance, retrieval_ranks
 from modalign.space.paired import PairedTables
 
@@ -29,17 +31,27 @@ def mean_reciprocal_rank_both(first: np.ndarray, second: np.ndarray, pairs: np.n
     return float(there.mean() + back.mean()) / 2
 
 
+def usual_weights(names: Sequence[str]) -> list[float]:
+    """Return how much each member counts as a rule: closed forms as much as networks together.
+
+    Networks of few pairs know less than a closed form, and each other's errors.
+    """
+    counts = Counter(name in CLOSED_FORMS for name in names)
+    return [1.0 / counts[name in CLOSED_FORMS] for name in names]
+
+
 def chosen_shares(
-    vectors: Sequence[Mapping[str, np.ndarray]], paired: PairedTables
+    vectors: Sequence[Mapping[str, np.ndarray]], paired: PairedTables, *, usual: Sequence[float]
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """Choose how much each member's cosine counts, greedily, by the mean reciprocal rank.
 
-    All count alike unless that choice gains more on it than the standard error of the gain: what
+    They count as usual unless that choice gains on it by more than two standard errors: what
     few rows say against a member is mostly chance, and members together seldom err alike.
 
     Args:
         vectors: Of each member, unit vectors by modality.
         paired: Which belong together.
+        usual: Weights, see `usual_weights`.
 
     Returns:
         Shares whose squares sum to 1, and what was tried.
@@ -60,8 +72,7 @@ def chosen_shares(
         tried.append({"weights": list(weights), "mean_reciprocal_rank": round(found, 6)})
         return found
 
-    alike = [1.0] * count
-    rank(alike)
+    rank(usual)
     alone = [rank([float(m == n) for m in range(count)]) for n in range(count)]
     order = sorted(range(count), key=lambda n: -alone[n])
     best = [float(n == order[0]) for n in range(count)]
@@ -71,8 +82,8 @@ def chosen_shares(
         found = [rank(option) for option in options]
         if max(found) > top:
             top, best = max(found), options[int(np.argmax(found))]
-    of_best, of_alike = ranks[tuple(best)], ranks[tuple(alike)]
-    if not beyond_chance([mine - other for mine, other in zip(of_best, of_alike, strict=True)]):
-        best = alike
+    of_best, of_usual = ranks[tuple(best)], ranks[tuple(usual)]
+    if not beyond_chance([mine - other for mine, other in zip(of_best, of_usual, strict=True)]):
+        best = list(usual)
     total = sum(best)
     return [(weight / total) ** 0.5 for weight in best], tried

@@ -106,6 +106,11 @@ class Store(ABC):
     def root(self) -> Path:
         """The folder that names in `checksums` are relative to."""
 
+    @property
+    def compresses(self) -> bool:
+        """Whether the vectors it gives back are no longer those it was given."""
+        return False
+
     # What every store then has.
 
     def close(self) -> None:
@@ -277,6 +282,15 @@ def check_cosine(store: Store, vectors: np.ndarray) -> None:
     off = max(abs(1 - shortest), abs(longest - 1))
     if store.metric == "cosine" or off <= UNIT_TOLERANCE:
         return
+    if store.compresses:
+        raise MismatchError(
+            f"{store.facts.where}: compresses its vectors: those it gives back have lengths "
+            f"{shortest:.4g} to {longest:.4g}, and what it searches by is not their cosine; attach "
+            "the vectors it was made of, as npy: or parquet:",
+            metric=store.metric,
+            shortest=shortest,
+            longest=longest,
+        )
     # LanceDB alone is told the metric with each search, so long as no index fixes it.
     way_out = "ask for it with ?metric=cosine, or " if store.kind == "lancedb" else ""
     raise MismatchError(
