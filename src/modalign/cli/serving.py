@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from modalign.errors import UsageError
 
 if TYPE_CHECKING:
     from modalign.serve.service import Service
+
+SWITCH_S = 0.0005
 
 
 @click.command()
@@ -110,6 +113,9 @@ def serve(space: Path, indexes: tuple[str, ...], as_json: bool, **options: Any) 
     # Prepared products of matrices that are kept, by their shapes: a server meets hundreds of
     # shapes, and torch would keep a thousand. It must be said before torch is loaded.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    # The thread that answers waits that long for one that computes, at every answer: 5 ms are
+    # Python's own.
+    sys.setswitchinterval(SWITCH_S)
     use_machine(options)
     from modalign.serve.running import address, bind, run
     from modalign.serve.settings import MEBIBYTE, Settings
