@@ -171,7 +171,7 @@ class Rows:
     def _by_row(self, column: str, rows: np.ndarray) -> list[str | None]:
         wanted = rows.tolist()
         found = {
-            row: None if data is None else unpacked(bytes.fromhex(data))
+            row: None if data is None else _text(data)
             for row, data in self._read(f"row, {_HEX[column]}", "row", list(dict.fromkeys(wanted)))
         }
         return [found.get(row) for row in wanted]
@@ -181,11 +181,7 @@ class Rows:
         columns = f"row, {_HEX['id']}, {_HEX['value']}, json(coalesce(metadata, '{{}}'))"
         keys = [packed(name) for name in dict.fromkeys(ids)]
         return {
-            unpacked(bytes.fromhex(name)): (
-                row,
-                None if value is None else unpacked(bytes.fromhex(value)),
-                metadata,
-            )
+            _text(name): (row, None if value is None else _text(value), metadata)
             for row, name, value, metadata in self._read(columns, "id", keys)
         }
 
@@ -193,7 +189,7 @@ class Rows:
         """Return the row of each id that is there."""
         keys = [packed(name) for name in dict.fromkeys(ids)]
         found = self._read(f"{_HEX['id']}, row", "id", keys)
-        return {unpacked(bytes.fromhex(name)): row for name, row in found}
+        return {_text(name): row for name, row in found}
 
     def _read(self, columns: str, key: str, values: Sequence[Any]) -> Iterator[list[Any]]:
         """Yield columns of the rows whose key is one of some values."""
@@ -548,6 +544,11 @@ def _selected(condition: Condition, field: int) -> tuple[str, list[Any]]:
     if condition.operator == "ne":
         return f"SELECT row FROM items EXCEPT {having} AND kind = ? AND value = ?", [field, *facts]
     return f"{having} AND kind = ? AND value {COMPARED[condition.operator]} ?", [field, *facts]
+
+
+def _text(hexed: str) -> str:
+    """Return what `packed` was given, of its bytes as JSON holds them."""
+    return unpacked(bytes.fromhex(hexed))
 
 
 def _read_at_once(
