@@ -72,6 +72,15 @@ def test_search_finds_what_the_gallery_finds_bit_by_bit(index, queries, k):
     assert (found.rows.dtype, found.similarity.dtype) == (np.int64, np.float32)
 
 
+@pytest.mark.parametrize("rows", [1, 35, 36, 1000])
+def test_however_many_queries_are_ranked_together_finds_the_same(index, monkeypatch, rows):
+    expected = gallery_of(drawn()).search(other_queries(7), 12)
+    monkeypatch.setattr("modalign.index.ranking.RANKED_AT_ONCE", rows)
+    found = index.search(other_queries(7), 12)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.similarity, expected.similarity)
+
+
 def test_a_single_query_scanned_in_bfloat16_is_as_exact(tmp_path):
     vectors = drawn(3000, width=64)
     queries = other_queries(20, width=64)

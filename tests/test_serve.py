@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from modalign.errors import UsageError
 from modalign.serve.encoding import Encoded, encode_together
+from modalign.serve.refusals import json_response
 from modalign.serve.requests import AskedPart, AskedSearch
 from modalign.serve.searching import Search, Searcher
 from modalign.serve.settings import Settings
@@ -365,6 +366,11 @@ def test_more_like_what_is_not_there_is_not_found(client: TestClient, like: str,
 def test_a_body_that_is_no_sound_json_is_refused(client: TestClient, body: bytes, words: str):
     headers = {"content-type": "application/json"}
     refused(client.post("/v1/search", content=body, headers=headers), 400, "usage", words)
+
+
+def test_half_a_surrogate_pair_and_a_number_of_seventy_bits_are_answered_as_they_are():
+    value = {"value": "\ud800", "metadata": {"n": 1 << 70, "word": "ß"}}
+    assert json.loads(json_response(value).body) == value
 
 
 def test_a_text_of_a_megabyte_is_too_large(client: TestClient):

@@ -122,8 +122,9 @@ class State:
         wanted = math.ceil(k * self.covered / fitting)
         while left and wanted <= max(k, ASKED_SHARE * self.covered):
             rows = self._candidates(queries[left], wanted, rung, allowed)
-            for query, some in zip(left, rows, strict=True):
-                found[query] = ranked(self.view, queries[query], some, k)
+            best = ranked(self.view, queries[left], rows, k)
+            for query, each in zip(left, best, strict=True):
+                found[query] = each
             left = [query for query in left if len(found[query][0]) < k]
             wanted, rung = 2 * wanted, rung + 1
         for query in [*zeros, *left]:

@@ -7,12 +7,16 @@ any order of adding, compare; of equally similar rows the lower comes first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from modalign.errors import ShapeError, UsageError
 from modalign.gallery import LARGEST, unit_rows
 from modalign.index.segments import View
 
+# Rows whose vectors are looked at together: what several queries' cost is then the arithmetic.
+RANKED_AT_ONCE = 4096
 # Rows, and their cosines with a query, the best first.
 Ranked = tuple[np.ndarray, np.ndarray]
 
@@ -40,18 +44,37 @@ def unit_queries(queries: np.ndarray, width: int, *, where: str) -> np.ndarray:
     return unit_rows(queries)
 
 
-def ranked(view: View, query: np.ndarray, rows: np.ndarray, k: int) -> Ranked:
-    """Return the k best of some rows.
+def ranked(view: View, queries: np.ndarray, rows: Sequence[np.ndarray], k: int) -> list[Ranked]:
+    """Return the k best of some rows, of each query its own.
 
     Args:
         view: Which they are of.
-        query: Of unit length, float32 [D].
-        rows: Ascending int64, each once.
+        queries: Of unit length, float32 [Q, D].
+        rows: Of each query, ascending int64, each once.
         k: At most so many.
     """
-    similarity = (unit_rows(view.vectors(rows)) * query).sum(axis=1)
-    order = np.argsort(-similarity, kind="stable")[:k]
-    return rows[order], similarity[order]
+    found: list[Ranked] = []
+    for part in _together([len(some) for some in rows]):
+        vectors = unit_rows(view.vectors(np.concatenate(rows[part])))
+        start = 0
+        for query, some in zip(queries[part], rows[part], strict=True):
+            similarity = (vectors[start : start + len(some)] * query).sum(axis=1)
+            start += len(some)
+            order = np.argsort(-similarity, kind="stable")[:k]
+            found.append((some[order], similarity[order]))
+    return found
+
+
+def _together(sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield runs of at most `RANKED_AT_ONCE` rows in all, or of one that alone has more."""
+    first = total = 0
+    for place, size in enumerate(sizes):
+        if place > first and total + size > RANKED_AT_ONCE:
+            yield slice(first, place)
+            first, total = place, 0
+        total += size
+    if sizes:
+        yield slice(first, len(sizes))
 
 
 def merged(first: Ranked, second: Ranked, k: int) -> Ranked:

@@ -185,6 +185,14 @@ class Rows:
             for row, name, value, metadata in self._read(columns, "id", keys)
         }
 
+    def items_at(self, rows: Sequence[int]) -> dict[int, tuple[str | None, dict[str, Any]]]:
+        """Return (value, metadata) of the rows that are there."""
+        columns = f"row, {_HEX['value']}, json(coalesce(metadata, '{{}}'))"
+        return {
+            row: (None if value is None else _text(value), metadata)
+            for row, value, metadata in self._read(columns, "row", list(dict.fromkeys(rows)))
+        }
+
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the row of each id that is there."""
         keys = [packed(name) for name in dict.fromkeys(ids)]

@@ -141,7 +141,7 @@ def _by_copy(copy: _Copy, view: View, query: np.ndarray, k: int) -> Ranked | Non
     places = shortlist(rough[0], k, slack=slack)
     if len(places) > max(k, COARSE_SHARE * view.rows):
         return None
-    return ranked(view, query, places, k)
+    return ranked(view, query[None], [places], k)[0]
 
 
 def _made_copy(view: View) -> _Copy:
@@ -174,10 +174,8 @@ def _by_blocks(view: View, queries: np.ndarray, k: int, start: int) -> list[Rank
     rough = np.empty((len(queries), view.rows - start), np.float32)
     _fill(rough, view, queries, start)
     rough[:, view.deleted[np.searchsorted(view.deleted, start) :] - start] = -np.inf
-    return [
-        ranked(view, query, shortlist(each, k, slack=4 * ROUNDING) + start, k)
-        for query, each in zip(queries, rough, strict=True)
-    ]
+    rows = [shortlist(each, k, slack=4 * ROUNDING) + start for each in rough]
+    return ranked(view, queries, rows, k)
 
 
 def _fill(rough: np.ndarray, view: View, queries: np.ndarray, start: int) -> None:
@@ -201,7 +199,5 @@ def _by_rows(view: View, queries: np.ndarray, k: int, rows: np.ndarray) -> list[
         wide = view.vectors(part).astype(np.float32)
         wide *= view.scale(part)[:, None]
         rough[:, at : at + size] = queries @ wide.T
-    return [
-        ranked(view, query, rows[shortlist(each, k, slack=4 * ROUNDING)], k)
-        for query, each in zip(queries, rough, strict=True)
-    ]
+    some = [rows[shortlist(each, k, slack=4 * ROUNDING)] for each in rough]
+    return ranked(view, queries, some, k)

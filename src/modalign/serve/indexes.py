@@ -17,6 +17,8 @@ from modalign.gallery import HEADER_FILE, Gallery, Hits, Searchable
 from modalign.index import Index, IndexedItem, is_index
 from modalign.serve.refusals import NotThereError
 
+# The value of an item, None where it is not stored, and its metadata.
+Described = tuple[str | None, dict[str, Any]]
 # They part the names of a request, and an index's name from an id.
 RESERVED = ("/", ",")
 
@@ -36,8 +38,11 @@ class Catalogue(Searchable, Protocol):
     def engine_name(self) -> str:
         """What searches it."""
 
-    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
-        """Return those of some items that are there, by id."""
+    def item(self, id: str) -> IndexedItem:
+        """Return an item; a UsageError where there is none of this id."""
+
+    def described(self, rows: Sequence[int]) -> dict[int, Described]:
+        """Return the value and the metadata of those rows that are there."""
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return their vectors, float32 [n, D]."""
@@ -50,11 +55,11 @@ class Catalogue(Searchable, Protocol):
 
 
 class IndexCatalogue(Index):
-    """An index that gives many items at once."""
+    """An index that says of many rows at once what they are."""
 
-    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
-        """Return those of some items that are there, by id."""
-        return {name: IndexedItem(name, *found) for name, found in self.rows.items(ids).items()}
+    def described(self, rows: Sequence[int]) -> dict[int, Described]:
+        """Return the value and the metadata of those rows that are there."""
+        return self.rows.items_at(rows)
 
 
 class GalleryCatalogue:
@@ -109,14 +114,15 @@ class GalleryCatalogue:
         """Return what each hit was."""
         return self.gallery.shown(hits)
 
-    def items(self, ids: Sequence[str]) -> dict[str, IndexedItem]:
-        """Return those of some items that are there, by id."""
+    def item(self, id: str) -> IndexedItem:
+        """Return an item; a UsageError where there is none of this id."""
+        (row,) = self._rows_of([id])
+        return IndexedItem(id, row, *self.described([row])[row])
+
+    def described(self, rows: Sequence[int]) -> dict[int, Described]:
+        """Return the value and the metadata of some rows."""
         values = self.gallery.values
-        rows = {name: self._rows[name] for name in ids if name in self._rows}
-        return {
-            name: IndexedItem(name, row, None if values is None else values[row], {})
-            for name, row in rows.items()
-        }
+        return {row: (None if values is None else values[row], {}) for row in rows}
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return their vectors, float32 [n, D]."""
@@ -158,7 +164,7 @@ class ServedIndex:
     catalogue: Catalogue
     root: Path | None
 
-    @property
+    @cached_property
     def modality(self) -> str:
         """Of the items."""
         return self.catalogue.modality
@@ -174,10 +180,10 @@ class ServedIndex:
         Raises:
             NotThereError: There is none of this id.
         """
-        found = self.catalogue.items([item_id])
-        if item_id not in found:
-            raise NotThereError(f"index {self.name}: has no item {item_id!r}")
-        return found[item_id]
+        try:
+            return self.catalogue.item(item_id)
+        except UsageError as error:
+            raise NotThereError(f"index {self.name}: has no item {item_id!r}") from error
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """Return items' vectors as they are stored, float32 [n, D].

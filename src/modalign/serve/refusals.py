@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
+import orjson
 from starlette.responses import Response
 
 from modalign.errors import CorruptError, DataError, ModalignError, OverloadedError, UsageError
@@ -119,5 +120,9 @@ def json_response(
     value: object, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response of one JSON value; text that is no valid Unicode comes escaped."""
-    body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    try:
+        body = orjson.dumps(value)
+    except TypeError:
+        # Half a surrogate pair, or a whole number of more than 64 bits.
+        body = json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
     return Response(body, status, headers, media_type="application/json")

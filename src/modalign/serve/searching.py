@@ -11,9 +11,8 @@ import numpy as np
 
 from modalign.errors import UsageError
 from modalign.gallery import Hits, Searchable
-from modalign.index import IndexedItem
 from modalign.serve.encoding import Encoded
-from modalign.serve.indexes import ServedIndex
+from modalign.serve.indexes import Described, ServedIndex
 from modalign.serve.requests import AskedPart, AskedSearch
 from modalign.space import Found, QueryPart
 from modalign.space.searching import part_query, ranked, search_queries
@@ -21,8 +20,8 @@ from modalign.space.searching import part_query, ranked, search_queries
 if TYPE_CHECKING:
     from modalign.space import Space
 
-# A result's index and id, and where it stands: (index, place among its results).
-Place = tuple[ServedIndex, str, int, int]
+# A result's index, id and row in it, and where it stands: (index, place among its results).
+Place = tuple[ServedIndex, str, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +81,15 @@ class Searcher:
             kept_places(search, results, indexes)
             for search, results in zip(searches, found, strict=True)
         ]
-        items = {
-            index.name: index.catalogue.items(
-                [name for places in placed for at, name, _, _ in places if at is index]
+        described = {
+            index.name: index.catalogue.described(
+                [row for places in placed for at, _, row, _, _ in places if at is index]
             )
             for index in indexes
         }
         return [
             {
-                "hits": self._hits(results, places, items),
+                "hits": self._hits(results, places, described),
                 "from": [part.modality for part in search.asked.parts],
                 "to": list(dict.fromkeys(index.modality for index in indexes)),
                 "ranked_by": results.ranked_by,
@@ -134,16 +133,17 @@ class Searcher:
         self,
         found: Found,
         places: Sequence[Place],
-        items: Mapping[str, Mapping[str, IndexedItem]],
+        described: Mapping[str, Mapping[int, Described]],
     ) -> list[dict[str, Any]]:
+        similarity = [hits.similarity[0].tolist() for hits in found.hits]
         return [
             {
-                **shown(index, items[index.name][item_id], self._reads[index.modality]),
-                "similarity": round(float(found.hits[number].similarity[0, place]), 6),
+                **shown(index, item_id, *described[index.name][row], self._reads[index.modality]),
+                "similarity": round(similarity[number][place], 6),
                 "probability": probability(found, number, place),
             }
-            for index, item_id, number, place in places
-            if item_id in items[index.name]  # else it was deleted a moment ago
+            for index, item_id, row, number, place in places
+            if row in described[index.name]  # else it was deleted a moment ago
         ]
 
 
@@ -193,8 +193,9 @@ def hits_of(hits: Hits, query: int) -> Hits:
 
 def kept_places(search: Search, found: Found, indexes: Sequence[ServedIndex]) -> list[Place]:
     """Return the results that are shown, the best first."""
+    rows = [hits.rows[0].tolist() for hits in found.hits]
     places = [
-        (indexes[number], found.hits[number].ids[0][place], number, place)
+        (indexes[number], found.hits[number].ids[0][place], rows[number][place], number, place)
         for number, place in found.order
     ]
     return [place for place in places if not search.hides(*place[:2])][: search.asked.k]
@@ -206,19 +207,25 @@ def probability(found: Found, number: int, place: int) -> float | None:
     return None if values is None else round(float(values[0, place]), 4)
 
 
-def shown(index: ServedIndex, item: IndexedItem, reads: str) -> dict[str, Any]:
+def shown(
+    index: ServedIndex, item_id: str, value: str | None, metadata: dict[str, Any], reads: str
+) -> dict[str, Any]:
     """Return what is said of an item: of a file its name alone, never where it lies."""
-    value = item.value
     is_file = reads == "file" and value is not None
     has_media = is_file and index.root is not None
-    address = f"{index.address}/{quote(item.id, safe='')}" if has_media else ""
+    address = f"{index.address}/{in_path(item_id)}" if has_media else ""
     has_picture = has_media and index.modality != "audio"
     return {
         "index": index.name,
-        "id": item.id,
+        "id": item_id,
         "modality": index.modality,
         "value": value.rpartition("/")[2] if is_file and value is not None else value,
-        "metadata": item.metadata,
+        "metadata": metadata,
         "media": f"/v1/media/{address}" if has_media else None,
         "thumbnail": f"/v1/thumbnails/{address}" if has_picture else None,
     }
+
+
+def in_path(name: str) -> str:
+    """Return a name as a path holds it; most need nothing."""
+    return name if name.isascii() and name.isalnum() else quote(name, safe="")

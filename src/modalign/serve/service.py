@@ -177,7 +177,8 @@ class Service:
         return self._shown(*found[0])
 
     def _shown(self, index: ServedIndex, item: IndexedItem) -> dict[str, Any]:
-        return shown(index, item, self._reads[index.modality])
+        reads = self._reads[index.modality]
+        return shown(index, item.id, item.value, item.metadata, reads)
 
     async def media(self, index: str, item_id: str) -> MediaFile:
         """Return an item's file.
