@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interruptions import Stop, stopping_at
 from modalign import align, load_encoder, load_space, read_pairs
+from modalign.cli.making import told_choice
 from modalign.cli.options import recipe_changes
 from modalign.errors import UsageError
 from modalign.evaluation import retrieval_ranks
@@ -467,6 +468,9 @@ def test_a_machine_slower_than_planned_ends_in_time(world, tmp_path, monkeypatch
     assert time.monotonic() - began < 12
     assert 20 < record["chosen"]["steps_taken"] < 150
     assert 0 < record["steps"] < 150
+    words = f"networks took {record['steps']} of 100000 steps in 3 seconds; a longer --budget"
+    assert words in record["chosen"]["steps_note"]
+    assert words in told_choice(record["chosen"])
     assert min(d["recall_at_1"] for d in record["validation"]["directions"]) > 0.3
 
 

@@ -395,5 +395,5 @@ def told_choice(chosen: Mapping[str, Any]) -> str:
     why = chosen.get("budget_note") or f"of {', '.join(chosen['candidates'])}, {held}"
     corrected = sorted({c["name"] for c in chosen["corrections"].values()} - {"none"})
     hubs = f"; similarity corrected for hubs by {', '.join(corrected)}" if corrected else ""
-    few = f"; {chosen['rows_note']}" if "rows_note" in chosen else ""
-    return f"kept {kept}: {why}{hubs}{few}"
+    noted = "".join(f"; {chosen[note]}" for note in ("rows_note", "steps_note") if note in chosen)
+    return f"kept {kept}: {why}{hubs}{noted}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from modalign.errors import import_extra
 
-PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "orjson")
 
 
 def check_extras() -> None:

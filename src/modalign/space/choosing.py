@@ -124,6 +124,11 @@ def choose(
         )
     found = _in_time(work, found, result, left=recipe.budget - (time.monotonic() - began))
     notes["kept_step"] = found.settled.step
+    if found.settled.step and found.settled.step < (wanted := _wanted_steps(recipe, trial.job)):
+        notes["steps_note"] = (
+            f"networks took {found.settled.step} of {wanted} steps in {recipe.budget:g} seconds; "
+            "a longer --budget may find more"
+        )
     # A tenth of grace: what was planned to end in time may end a little after.
     left = 1.1 * recipe.budget - (time.monotonic() - began)
     return Chosen(found, notes, max(left, 0.0))
@@ -318,15 +323,19 @@ def _planned_steps(work: Path, job: FirstMembers, recipe: CombinedRecipe, began:
     """Return the steps that the budget allows; an interrupted call keeps to its first plan."""
     if (work / PLAN_FILE).exists():
         return int(read_json(work / PLAN_FILE)["steps"])
-    wanted = max(recipe.min_steps, recipe.epochs * job.steps_per_epoch)
     steps = 0
     if any(name in TRAINED for name in recipe.member_names):
         seconds = _step_seconds(job)
         # Closed forms are fitted again on all rows, but not tried again.
         left = recipe.budget - FITTED_AGAIN * (time.monotonic() - began)
-        steps = min(wanted, max(0, int(left / 2 / seconds)))
+        steps = min(_wanted_steps(recipe, job), max(0, int(left / 2 / seconds)))
     write_json(work / PLAN_FILE, {"steps": steps})
     return steps
+
+
+def _wanted_steps(recipe: CombinedRecipe, job: FirstMembers) -> int:
+    """Return the steps that are taken where the budget allows them."""
+    return max(recipe.min_steps, recipe.epochs * job.steps_per_epoch)
 
 
 def _step_seconds(job: FirstMembers) -> float:
