@@ -35,7 +35,7 @@ from modalign.training import FitResult, fit
 
 # Networks are trained twice, before and after the choice; fewer steps than this are no use.
 LEAST_STEPS = 60
-TIMED_STEPS = 3
+TIMED_STEPS = 7
 # Time until networks begin, with what is left to do of it afterwards, over itself.
 FITTED_AGAIN = 1.3
 # Of the budget, what training may take before the choice if it turns out slower than planned.
