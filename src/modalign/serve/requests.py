@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from modalign.errors import UsageError, check_known
@@ -83,10 +84,15 @@ class AskedSearch:
     k: int
     where: Mapping[str, Any]
 
+    @cached_property
+    def liked(self) -> frozenset[tuple[ServedIndex, str]]:
+        """The items that more like them is wanted of: they themselves are no answer."""
+        return frozenset((p.index, p.item_id) for p in self.parts if p.index is not None)
+
     @property
     def is_like(self) -> bool:
         """Whether it asks for more like one item and for nothing else."""
-        return len(self.parts) == 1 and self.parts[0].index is not None
+        return len(self.parts) == 1 and bool(self.liked)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def search_operation(served: Served, examples: Mapping[str, str]) -> Schema:
     shared = {
         "like": {
             "type": "string",
-            "description": "More like an item: INDEX/ID. Alone, the item itself is left out.",
+            "description": "More like an item: INDEX/ID. The item itself is left out.",
             "examples": [f"{name}/{item_id}" for name, item_id in examples.items()],
         },
     }

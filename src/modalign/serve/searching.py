@@ -38,13 +38,12 @@ class Search:
 
     @property
     def k(self) -> int:
-        """Results asked for: where an item itself is left out, it comes first."""
-        return self.asked.k + 1 if self.asked.is_like else self.asked.k
+        """Results asked for, with those that are left out."""
+        return self.asked.k + len(self.asked.liked)
 
     def hides(self, index: ServedIndex, item_id: str) -> bool:
         """Whether a result is the item that more like it is wanted of."""
-        part = self.asked.parts[0]
-        return self.asked.is_like and part.index is index and part.item_id == item_id
+        return (index, item_id) in self.asked.liked
 
 
 class Searcher:
