@@ -693,3 +693,71 @@ def test_a_recall_outside_of_its_range_is_refused(tmp_path, recall):
     with pytest.raises(UsageError, match="expected above 0 and at most 1"):
         build_index(gallery_of(drawn(5)), tmp_path / "index", recall=recall)
     assert not (tmp_path / "index").exists()
+
+
+# What is deleted is gone
+
+
+def folder_bytes(folder: Path) -> bytes:
+    """All that lies in a folder."""
+    return b"".join(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())
+
+
+@pytest.mark.parametrize("engine", ["exact", "faiss-hnsw"])
+def test_a_rebuild_leaves_no_byte_of_what_was_deleted(tmp_path, engine):
+    if engine != "exact":
+        pytest.importorskip("faiss", reason="faiss is not installed")
+    secret = np.arange(1, WIDTH + 1, dtype=np.float16)[None] * np.float16(0.317)
+    with exact_index(tmp_path / "index") as index:
+        index.add(
+            ["secret id"], secret, values=["secret words"], metadata=[{"secret field": "secret x"}]
+        )
+        index.add(["after"], drawn(1, seed=3))
+        index.rebuild(engine)
+        before = index.vectors_of([str(row) for row in range(ROWS)])
+        assert index.search(secret.astype(np.float32), 1).ids == [["secret id"]]
+        for part in (b"secret id", b"secret words", b"secret x", secret.tobytes()):
+            assert part in folder_bytes(index.folder)
+        index.delete(["secret id", "5"])
+        for part in (b"secret id", b"secret words", b"secret x"):
+            assert part not in folder_bytes(index.folder)
+        with load_index(index.folder, read_only=True) as reader:
+            expected = reader.search(drawn()[:7].astype(np.float32), 20)
+            index.rebuild()
+            # It has the rows open that have been overwritten.
+            found = reader.search(drawn()[:7].astype(np.float32), 20)
+        assert found.ids == expected.ids
+        np.testing.assert_array_equal(found.similarity, expected.similarity)
+        everything = folder_bytes(index.folder)
+        assert secret.tobytes() not in everything
+        assert drawn()[5].tobytes() not in everything
+        assert secret.astype(np.float32).tobytes() not in everything
+        assert index.verify() == []
+        names = [str(row) for row in range(ROWS) if row != 5]
+        kept = np.delete(before, 5, axis=0)
+        np.testing.assert_array_equal(index.vectors_of(names), kept)
+        assert index.rows.erase() == 0
+        index.add(["secret id"], secret)
+        assert index.search(secret.astype(np.float32), 1).ids == [["secret id"]]
+    with load_index(tmp_path / "index") as index:
+        np.testing.assert_array_equal(index.vectors_of(names), kept)
+        assert len(index) == ROWS + 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 640])
+def test_rows_are_overwritten_in_every_segment_and_block(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr("modalign.index.rows.block_rows", lambda width: rows)
+    with exact_index(tmp_path / "index") as index:
+        # Each smaller than what is there: a segment of its own.
+        for count in (90, 40, 10):
+            index.add([f"{count}-{row}" for row in range(count)], drawn(count, seed=count))
+        assert len(index.state().view.segments) == 4
+        gone = ["0", "3", "4", "639", "90-0", "90-89", "10-9"]
+        index.delete(gone)
+        assert index.rows.erase() == len(gone)
+        view = index.state().view
+        zeros = np.flatnonzero(~view.vectors(np.arange(view.rows)).any(axis=1))
+        np.testing.assert_array_equal(zeros, view.deleted)
+        assert len(zeros) == len(gone)
+        assert index.verify() == []
+        assert len(list((index.folder / "vectors").iterdir())) == 4

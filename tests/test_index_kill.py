@@ -45,6 +45,16 @@ for turn in range(10_000):
     index.rebuild("faiss-hnsw" if turn % 2 else "faiss-int8")
     print("rebuilt", flush=True)
 """
+ERASING = """
+import sys
+from pathlib import Path
+from modalign.index import load_index
+index = load_index(Path(sys.argv[1]))
+print("ready", flush=True)
+for turn in range(600):
+    index.delete([str(turn)])
+    index.rows.erase()
+"""
 BUILDING = """
 import sys
 from pathlib import Path
@@ -141,6 +151,22 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(folder, made, moment, sai
         np.testing.assert_array_equal(index.vectors_of([str(ROWS - 1)])[0], drawn()[-1])
         index.add(["after"], vectors[:1])
         assert index.search(vectors[:1].astype(np.float32), ROWS * 99).rows.shape[1] == len(index)
+
+
+@pytest.mark.parametrize("moment", [half_segment, new_segment, in_transaction, after(5), after(23)])
+def test_killed_while_it_overwrites_what_was_deleted_all_else_is_there(folder, moment):
+    kill_when(start(ERASING, folder), moment(folder), said=1)
+    with load_index(folder) as index:
+        assert index.verify() == []
+        assert sorted(path.name for path in (folder / "vectors").iterdir()) == [
+            segment.file.name for segment in index.state().view.segments
+        ]
+        gone = ROWS - len(index)
+        names = [str(row) for row in range(gone, ROWS)]
+        np.testing.assert_array_equal(index.vectors_of(names), drawn()[gone:])
+        assert index.rows.erase() in (0, 1)
+        vectors = index.state().view.vectors(np.arange(gone))
+        assert not vectors.any()
 
 
 @pytest.mark.parametrize("milliseconds", [0, 90])

@@ -55,7 +55,11 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--add", "adding", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--replace", is_flag=True, help="With --add: items whose ids are there are replaced.")
 @click.option("--delete", "deleted", multiple=True, metavar="ID", help="Delete an item.")
-@click.option("--rebuild", is_flag=True, help="Make the engine of the index anew.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Make the engine of the index anew; overwrite the vectors of what was deleted.",
+)
 @click.option("--report", "reported", is_flag=True, help="Measure what each kind costs and keeps.")
 @OWN_ENCODER
 @computing

@@ -114,6 +114,8 @@ class Database:
             check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous = EXTRA")
+        # What is deleted is overwritten, not only forgotten.
+        connection.execute("PRAGMA secure_delete = ON")
         return connection
 
     def _give_back(self, connection: sqlite3.Connection) -> None:

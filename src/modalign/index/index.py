@@ -436,6 +436,8 @@ class Index:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete items by id; they are found no more when this returns.
 
+        Their vectors lie on the disk until `rebuild`; ids, values and metadata are gone at once.
+
         Returns:
             How many were deleted.
 
@@ -563,6 +565,8 @@ class Index:
     ) -> None:
         """Make the engine anew from all rows there are, and tune it as it was tuned.
 
+        What was deleted is erased: its vectors are overwritten, and the engine knows it no more.
+
         Searches go on by the old one until the new one takes its place.
 
         Args:
@@ -583,6 +587,7 @@ class Index:
         self.rows.check_writable()
         samples, wanted = self._samples(queries, recall=recall, k=k, seed=seed)
         header = self._wanted(engine, settings)
+        self.rows.erase()
         view = self.rows.view()
         if header.engine == EXACT or not len(view):
             self._publish(header, "", [], {})

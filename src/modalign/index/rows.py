@@ -35,7 +35,7 @@ from modalign.index.filters import (
     unpacked,
     value_of,
 )
-from modalign.index.segments import Segment, View, open_segment
+from modalign.index.segments import Segment, View, block_rows, open_segment
 from modalign.storage import locked, save_array_blocks, sha256_file, sweep
 
 ITEMS_FILE = "items.sqlite"
@@ -284,12 +284,17 @@ class Rows:
     def _write_segment(
         self, view: View, joined: Sequence[Segment], vectors: np.ndarray
     ) -> _Written:
-        number = 1 + max((each.number for each in view.segments), default=0)
-        file = self.folder / VECTORS_FOLDER / _file_name(number)
         blocks = [*(each.array for each in joined), vectors]
         rows = sum(map(len, blocks))
-        save_array_blocks(file, blocks, shape=(rows, self.width), dtype=np.dtype(self.dtype))
         first_row = view.rows + len(vectors) - rows
+        return self._write_blocks(view, blocks, first_row=first_row, rows=rows)
+
+    def _write_blocks(
+        self, view: View, blocks: Iterable[np.ndarray], *, first_row: int, rows: int
+    ) -> _Written:
+        number = 1 + max((each.number for each in view.segments), default=0)
+        file = self.folder / VECTORS_FOLDER / _file_name(number)
+        save_array_blocks(file, blocks, shape=(rows, self.width), dtype=np.dtype(self.dtype))
         # Hashed from the disk, not from memory: what is read back is what is there.
         return _Written(number, file, first_row, rows, sha256_file(file))
 
@@ -321,6 +326,33 @@ class Rows:
             with self.database.writing() as connection:
                 _forget(connection, list(found.values()))
         return len(found)
+
+    def erase(self) -> int:
+        """Overwrite the vectors of deleted items with zeros; durable when this returns.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            DataError: The disk is full; what was not overwritten yet stays.
+        """
+        erased = 0
+        with self.locked():
+            for place in range(len(self._fresh_view().segments)):
+                # Read anew each time: the last one has taken another's place.
+                view = self._fresh_view()
+                segment = view.segments[place]
+                gone = _left_of_deleted(segment, view.deleted)
+                if not len(gone):
+                    continue
+                rows = len(segment.array)
+                blocks = _without(segment.array, gone)
+                written = self._write_blocks(view, blocks, first_row=segment.first_row, rows=rows)
+                with self._unless_it_fails(written.file), self.database.writing() as connection:
+                    _replace_segments(connection, [segment], written)
+                segment.file.unlink(missing_ok=True)
+                erased += len(gone)
+        return erased
 
     def change(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Run statements of one's own as one durable change."""
@@ -438,6 +470,24 @@ def _joined(segments: Sequence[Segment], rows: int) -> list[Segment]:
         found.insert(0, segment)
         rows += len(segment.array)
     return found
+
+
+def _left_of_deleted(segment: Segment, deleted: np.ndarray) -> np.ndarray:
+    """Return the places of a segment's deleted rows that are not all zeros yet, ascending."""
+    first, last = np.searchsorted(deleted, [segment.first_row, segment.stop_row])
+    places = deleted[first:last] - segment.first_row
+    kept: np.ndarray = places[segment.array[places].any(axis=1)]
+    return kept
+
+
+def _without(rows: np.ndarray, gone: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield rows as stored, those at some places as zeros."""
+    size = block_rows(rows.shape[1])
+    for at in range(0, len(rows), size):
+        block = np.array(rows[at : at + size])
+        first, last = np.searchsorted(gone, [at, at + size])
+        block[gone[first:last] - at] = 0
+        yield block
 
 
 def _described(
