@@ -26,7 +26,12 @@ from modalign.space.held import parted
 from modalign.space.joining import FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
-from modalign.space.shares import chosen_shares, mean_reciprocal_rank_both, usual_weights
+from modalign.space.shares import (
+    chosen_shares,
+    expected_weights,
+    mean_reciprocal_rank_both,
+    usual_weights,
+)
 from vector_spaces import contents, key, spec, write_table, write_world
 
 SMALL = CombinedRecipe(
@@ -309,9 +314,17 @@ def test_few_rows_leave_members_at_their_usual_weights():
     usual = usual_weights(["cca", "residual", "mlp"])
     assert usual == [1.0, 0.5, 0.5]
     shares, _ = chosen_shares(members, paired, usual=usual)
-    assert np.square(shares).tolist() == pytest.approx([0.5, 0.25, 0.25])
+    alone = [mean_reciprocal_rank_both(m["image"], m["text"], paired.pairs) for m in members]
+    expected = np.array(expected_weights(usual, alone))
+    assert np.square(shares).tolist() == pytest.approx(expected / expected.sum())
     assert usual_weights(["mlp", "residual"]) == [0.5, 0.5]
     assert usual_weights(["cca", "ridge", "mlp"]) == [0.5, 0.5, 1.0]
+
+
+def test_a_member_that_finds_half_counts_a_quarter_and_one_that_finds_little_not_at_all():
+    assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.4, 0.4]) == [1.0, 0.5, 0.5]
+    assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.2, 0.4]) == pytest.approx([1.0, 0.125, 0.5])
+    assert expected_weights([1.0, 0.5, 0.5], [0.2, 0.4, 0.02]) == pytest.approx([0.25, 0.5, 0.0])
 
 
 class Rows:
