@@ -1,4 +1,4 @@
-"""All figures but the real run (`photos.py`), one script after the other, as one table.
+"""Speed, memory and indexes: one script after the other, as one table.
 
     python bench/run.py --data ../shared/data [--only step --only store ...] [--json]
 

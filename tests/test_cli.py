@@ -127,7 +127,8 @@ def test_every_recipe_field_is_a_flag_whose_help_says_the_default(run: Run):
             if isinstance(shown, bool):
                 shown = "on" if shown else "off"
             only = sum(hasattr(other, item.name) for other in RECIPE_CLASSES) == 1
-            whose = f" ({recipe.family} only)" if only else ""
+            names = [name for name, (made, _) in RECIPES.items() if type(made) is recipe]
+            whose = f" ({', '.join(names)} only)" if only else ""
             words = re.escape("".join(f"{item.metadata['help']}{whose}.[default:".split()))
             own = f"(({recipe.family})?|[^]]*;{recipe.family}|{recipe.family}(?=[^]]*;))"
             assert re.search(rf"{words}{own}{re.escape(str(shown))}[;\]]", text), item.name

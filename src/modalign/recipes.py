@@ -407,11 +407,11 @@ class CombinedRecipe(Recipe):
         0.0, "Weight of the squared distance of vectors that belong together"
     )
     choose: bool = _option(
-        False, "Choose members by rows held out of the training rows, within --budget"
+        False, "Choose members by rows held out of the training rows, within --budget; recipe auto"
     )
     budget: float = _option(
         150.0,
-        "Time that training may take where members are chosen: seconds, or as in 60s, 2m",
+        "Time that training may take where --choose is on: seconds, or as in 60s, 2m",
         read=seconds,
     )
     # No flag: only recipe auto fills it in.

@@ -55,7 +55,8 @@ def align(pairs: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
 
     PAIRS is CSV, TSV, JSONL or Parquet: one column a modality, each cell a path relative to
     the file or the text itself; a list where an item has several partners; optional id and
-    split. Interrupted, the same command goes on.
+    split. Interrupted, the same command goes on. Some recipes join three encoders and more.
+    The defaults below are a family's; a recipe may have others: see `modalign recipes`.
     """
     use_machine(options)
     from modalign.recipes import named_recipe

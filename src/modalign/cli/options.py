@@ -14,6 +14,7 @@ from modalign.errors import UsageError
 from modalign.recipes import (
     CHECKPOINT_SECONDS,
     RECIPE_CLASSES,
+    RECIPES,
     Recipe,
     flag_fields,
     read_value,
@@ -187,9 +188,12 @@ def every_recipe_flag() -> list[RecipeFlag]:
 
 
 def described(entries: Sequence[tuple[type[Recipe], Any]]) -> str:
-    """Return a field's help, with the family behind where only one has it."""
-    text = str(entries[0][1].metadata["help"])
-    return text if len(entries) == len(RECIPE_CLASSES) else f"{text} ({entries[0][0].family} only)"
+    """Return a field's help, with the recipes behind where only those of one family have it."""
+    text, family = str(entries[0][1].metadata["help"]), entries[0][0]
+    if len(entries) == len(RECIPE_CLASSES):
+        return text
+    names = [name for name, (recipe, _) in RECIPES.items() if type(recipe) is family]
+    return f"{text} ({', '.join(names)} only)"
 
 
 def recipe_flags(*, later: bool = False) -> Callable[[Command], Command]:

@@ -69,7 +69,14 @@ def probe(pairs: Path, as_json: bool, **options: Any) -> None:
 @COLUMN
 @VALIDATION
 @click.option("--wanted", type=click.FloatRange(0, 1, True, True), help="R@1 to say the pairs for.")
-@click.option("--seeds", "count", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--seeds",
+    "count",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Draws of the smaller numbers of pairs.",
+)
 @computing
 def forecast(pairs: Path, wanted: float | None, count: int, as_json: bool, **options: Any) -> None:
     """Say what more pairs would bring, before anyone collects them.
