@@ -58,7 +58,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="Make the engine of the index anew; overwrite the vectors of what was deleted.",
+    help="Make the engine of the index anew; leave nothing on the disk of what was deleted.",
 )
 @click.option("--report", "reported", is_flag=True, help="Measure what each kind costs and keeps.")
 @OWN_ENCODER

@@ -90,6 +90,15 @@ class Database:
             yield connection
             connection.execute("UPDATE state SET generation = generation + 1")
 
+    def vacuum(self) -> None:
+        """Write the file anew, without what was deleted; it takes its size on the disk meanwhile.
+
+        Raises:
+            DataError: The disk is full; nothing is changed.
+        """
+        with self.reading() as connection:
+            connection.execute("VACUUM")
+
     def close(self) -> None:
         """Close what is idle now, and what is given back later."""
         with self._lock:

@@ -205,10 +205,11 @@ class Index:
             UsageError: One is not there.
         """
         while True:
+            # Before the rows are known: what is deleted and erased from now on is in it still.
+            view = self.rows.view()
             rows = self.rows.rows_of(ids)
             self._check_there(ids, rows)
             wanted = np.array([rows[name] for name in ids], np.int64)
-            view = self.rows.view()
             if not len(wanted) or wanted.max() < view.rows:
                 return view.vectors(wanted).astype(np.float32)
 
@@ -436,7 +437,7 @@ class Index:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete items by id; they are found no more when this returns.
 
-        Their vectors lie on the disk until `rebuild`; ids, values and metadata are gone at once.
+        What lies on the disk of them is gone with the next `rebuild`.
 
         Returns:
             How many were deleted.
@@ -565,7 +566,7 @@ class Index:
     ) -> None:
         """Make the engine anew from all rows there are, and tune it as it was tuned.
 
-        What was deleted is erased: its vectors are overwritten, and the engine knows it no more.
+        What was deleted is erased: no file of the index holds it any more (see `Rows.erase`).
 
         Searches go on by the old one until the new one takes its place.
 

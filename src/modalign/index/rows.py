@@ -129,8 +129,8 @@ class Rows:
             self._check_identity(identity)
             try:
                 segments = self._opened(listed)
-            except DataError:
-                # Joined into a larger one and removed, since they were listed.
+            except (DataError, FileNotFoundError):
+                # Joined into a larger one or written anew, and removed, since they were listed.
                 if self._generation() != generation:
                     continue
                 raise
@@ -328,31 +328,42 @@ class Rows:
         return len(found)
 
     def erase(self) -> int:
-        """Overwrite the vectors of deleted items with zeros; durable when this returns.
+        """Leave no vector, id or value of a deleted item in any file; durable when it returns.
+
+        Segments are written anew with zeros in their place, one at a time, so that other writers
+        wait for one at most. The names of metadata fields stay.
 
         Returns:
-            How many there were.
+            How many items there were.
 
         Raises:
-            DataError: The disk is full; what was not overwritten yet stays.
+            UsageError: The index is read-only, or another process writes.
+            DataError: The disk is full; what was not written anew yet stays.
         """
-        erased = 0
-        with self.locked():
-            for place in range(len(self._fresh_view().segments)):
-                # Read anew each time: the last one has taken another's place.
+        erased = row = 0
+        while True:
+            with self.locked():
                 view = self._fresh_view()
-                segment = view.segments[place]
-                gone = _left_of_deleted(segment, view.deleted)
-                if not len(gone):
-                    continue
-                rows = len(segment.array)
-                blocks = _without(segment.array, gone)
-                written = self._write_blocks(view, blocks, first_row=segment.first_row, rows=rows)
-                with self._unless_it_fails(written.file), self.database.writing() as connection:
-                    _replace_segments(connection, [segment], written)
-                segment.file.unlink(missing_ok=True)
-                erased += len(gone)
+                segment = next((each for each in view.segments if each.stop_row > row), None)
+                if segment is None:
+                    break
+                erased += self._erase_in(view, segment)
+                row = segment.stop_row
+        if erased:
+            with self.locked():
+                # SQLite leaves copies of what it moved from page to page.
+                self.database.vacuum()
         return erased
+
+    def _erase_in(self, view: View, segment: Segment) -> int:
+        gone = _left_of_deleted(segment, view.deleted)
+        if len(gone):
+            blocks, rows = _without(segment.array, gone), len(segment.array)
+            written = self._write_blocks(view, blocks, first_row=segment.first_row, rows=rows)
+            with self._unless_it_fails(written.file), self.database.writing() as connection:
+                _replace_segments(connection, [segment], written)
+            segment.file.unlink(missing_ok=True)
+        return len(gone)
 
     def change(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Run statements of one's own as one durable change."""

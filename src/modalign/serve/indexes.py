@@ -38,8 +38,8 @@ class Catalogue(Searchable, Protocol):
     def engine_name(self) -> str:
         """What searches it."""
 
-    def item(self, id: str) -> IndexedItem:
-        """Return an item; a UsageError where there is none of this id."""
+    def found(self, id: str) -> IndexedItem | None:
+        """Return an item; None where there is none of this id."""
 
     def described(self, rows: Sequence[int]) -> dict[int, Described]:
         """Return the value and the metadata of those rows that are there."""
@@ -56,6 +56,11 @@ class Catalogue(Searchable, Protocol):
 
 class IndexCatalogue(Index):
     """An index that says of many rows at once what they are."""
+
+    def found(self, id: str) -> IndexedItem | None:
+        """Return an item; None where there is none of this id."""
+        items = self.rows.items([id])
+        return IndexedItem(id, *items[id]) if id in items else None
 
     def described(self, rows: Sequence[int]) -> dict[int, Described]:
         """Return the value and the metadata of those rows that are there."""
@@ -114,10 +119,10 @@ class GalleryCatalogue:
         """Return what each hit was."""
         return self.gallery.shown(hits)
 
-    def item(self, id: str) -> IndexedItem:
-        """Return an item; a UsageError where there is none of this id."""
-        (row,) = self._rows_of([id])
-        return IndexedItem(id, row, *self.described([row])[row])
+    def found(self, id: str) -> IndexedItem | None:
+        """Return an item; None where there is none of this id."""
+        row = self._rows.get(id)
+        return None if row is None else IndexedItem(id, row, *self.described([row])[row])
 
     def described(self, rows: Sequence[int]) -> dict[int, Described]:
         """Return the value and the metadata of some rows."""
@@ -180,10 +185,10 @@ class ServedIndex:
         Raises:
             NotThereError: There is none of this id.
         """
-        try:
-            return self.catalogue.item(item_id)
-        except UsageError as error:
-            raise NotThereError(f"index {self.name}: has no item {item_id!r}") from error
+        found = self.catalogue.found(item_id)
+        if found is None:
+            raise NotThereError(f"index {self.name}: has no item {item_id!r}")
+        return found
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """Return items' vectors as they are stored, float32 [n, D].
