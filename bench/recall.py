@@ -59,8 +59,8 @@ def main() -> None:
         held = [{**row, "split": "test"} for row in rows if row["split"] != "train"]
         loaded = encoders(options.data)
         for count in sizes(options.pairs or PAIRS, len(given)):
-            rows = [*with_validation(given[:count]), *held]
-            file = write_rows(options.work / f"{name}-{count}.jsonl", rows)
+            used = [*with_validation(given[:count]), *held]
+            file = write_rows(options.work / f"{name}-{count}.jsonl", used)
             report = measured(file, loaded, options, out=options.out / f"{name}-{count}")
             shown.append({**report, "set": name, "pairs": count, "measured": len(held)})
             if not options.json:

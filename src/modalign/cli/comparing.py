@@ -15,6 +15,7 @@ from modalign.cli.options import (
     VALIDATION,
     computing,
     named_values,
+    seeds,
     use_machine,
 )
 from modalign.cli.output import bars, print_json, print_skipped
@@ -42,14 +43,7 @@ REPORT_FILE = "comparison.json"
     metavar="FIELD=VALUE",
     help="A recipe field of all variants that have it and do not say it themselves.",
 )
-@click.option(
-    "--seeds",
-    "count",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Runs of each variant, from --seed on.",
-)
+@seeds("Runs of each variant, from --seed on.")
 @click.option(
     "--score",
     "scores",

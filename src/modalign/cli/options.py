@@ -168,6 +168,13 @@ class RecipeFlag:
         return "; ".join(f"{family} {value}" for family, value in shown.items())
 
 
+def seeds(text: str) -> Callable[[Command], Command]:
+    """Return the option of how many seeds; `text` says of what."""
+    return click.option(
+        "--seeds", "count", default=3, show_default=True, type=click.IntRange(1), help=text
+    )
+
+
 def every_recipe_flag() -> list[RecipeFlag]:
     """Return a flag for each field of any family's recipe, in the order of the fields."""
     found: dict[str, list[tuple[type[Recipe], Any]]] = {}

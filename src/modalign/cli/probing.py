@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modalign.cli.making import PAIRS, check_several, check_table, read_table
-from modalign.cli.options import COLUMN, ENCODER, VALIDATION, computing, use_machine
+from modalign.cli.options import COLUMN, ENCODER, VALIDATION, computing, seeds, use_machine
 from modalign.cli.output import bars, print_json
 from modalign.errors import UsageError
 
@@ -69,14 +69,7 @@ def probe(pairs: Path, as_json: bool, **options: Any) -> None:
 @COLUMN
 @VALIDATION
 @click.option("--wanted", type=click.FloatRange(0, 1, True, True), help="R@1 to say the pairs for.")
-@click.option(
-    "--seeds",
-    "count",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Draws of the smaller numbers of pairs.",
-)
+@seeds("Draws of the smaller numbers of pairs.")
 @computing
 def forecast(pairs: Path, wanted: float | None, count: int, as_json: bool, **options: Any) -> None:
     """Say what more pairs would bring, before anyone collects them.

@@ -195,8 +195,12 @@ class Index:
         """
         found = self.rows.items([id])
         self._check_there([id], found)
-        row, value, metadata = found[id]
-        return IndexedItem(id, row, value, metadata)
+        return IndexedItem(id, *found[id])
+
+    def found(self, id: str) -> IndexedItem | None:
+        """Return an item; None where there is none of this id."""
+        items = self.rows.items([id])
+        return IndexedItem(id, *items[id]) if id in items else None
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return the stored vectors of items, float32 [n, D].

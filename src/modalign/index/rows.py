@@ -340,23 +340,25 @@ class Rows:
             UsageError: The index is read-only, or another process writes.
             DataError: The disk is full; what was not written anew yet stays.
         """
+        deleted = self._fresh_view().deleted
+        if not any(len(_left_of_deleted(each, deleted)) for each in self.view().segments):
+            return 0
+        with self.locked():
+            # SQLite leaves copies of what it moved from page to page. First: whoever is killed
+            # after it leaves vectors, by which the next call knows that there is work to do.
+            self.database.vacuum()
         erased = row = 0
         while True:
             with self.locked():
                 view = self._fresh_view()
                 segment = next((each for each in view.segments if each.stop_row > row), None)
                 if segment is None:
-                    break
-                erased += self._erase_in(view, segment)
+                    return erased
+                erased += self._erase_in(view, segment, deleted)
                 row = segment.stop_row
-        if erased:
-            with self.locked():
-                # SQLite leaves copies of what it moved from page to page.
-                self.database.vacuum()
-        return erased
 
-    def _erase_in(self, view: View, segment: Segment) -> int:
-        gone = _left_of_deleted(segment, view.deleted)
+    def _erase_in(self, view: View, segment: Segment, deleted: np.ndarray) -> int:
+        gone = _left_of_deleted(segment, deleted)
         if len(gone):
             blocks, rows = _without(segment.array, gone), len(segment.array)
             written = self._write_blocks(view, blocks, first_row=segment.first_row, rows=rows)

@@ -57,11 +57,6 @@ class Catalogue(Searchable, Protocol):
 class IndexCatalogue(Index):
     """An index that says of many rows at once what they are."""
 
-    def found(self, id: str) -> IndexedItem | None:
-        """Return an item; None where there is none of this id."""
-        items = self.rows.items([id])
-        return IndexedItem(id, *items[id]) if id in items else None
-
     def described(self, rows: Sequence[int]) -> dict[int, Described]:
         """Return the value and the metadata of those rows that are there."""
         return self.rows.items_at(rows)
