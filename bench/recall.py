@@ -1,6 +1,7 @@
 """Recall for every recipe, at every number of pairs, on four kinds of data.
 
     python bench/recall.py --data ../shared/data [--set photos ...] [--pairs 500 ...] [--seeds 3]
+        [--draw 1]
 
 In the end one table, R@1 of every recipe; * where it is better than that of auto by more than
 chance: where the 95 % interval of the difference, on the same queries, is above 0.
@@ -10,8 +11,10 @@ English names over MiniLM; molecules: SMILES by character n-grams, descriptions 
 german: captions by character n-grams, English ones over MiniLM. Every recipe is given the same
 pairs and no more: as `modalign align` does, a tenth of them validate (there training stops, closed
 forms and corrections are chosen) and the others train. Measured on the validation rows of each set,
-which had no say in anything. The rows of a smaller number are among those of a larger one. Every
-run is kept in the folder of --out, so an interrupted call goes on.
+which had no say in anything. The rows of a smaller number are among those of a larger one; all
+seeds see the same ones, --draw takes others: the interval knows of queries alone, and what few
+pairs teach is a matter of which. Every run is kept in the folder of --out, so an interrupted call
+goes on.
 """
 
 from __future__ import annotations
@@ -55,13 +58,14 @@ def main() -> None:
         read, encoders = SETS[name]
         rows = read(options.data)
         given = [row for row in rows if row["split"] == "train"]
-        random.Random(0).shuffle(given)
+        random.Random(options.draw).shuffle(given)
         held = [{**row, "split": "test"} for row in rows if row["split"] != "train"]
         loaded = encoders(options.data)
         for count in sizes(options.pairs or PAIRS, len(given)):
             used = [*with_validation(given[:count]), *held]
-            file = write_rows(options.work / f"{name}-{count}.jsonl", used)
-            report = measured(file, loaded, options, out=options.out / f"{name}-{count}")
+            called = f"{name}-{count}" + (f"-draw-{options.draw}" if options.draw else "")
+            file = write_rows(options.work / f"{called}.jsonl", used)
+            report = measured(file, loaded, options, out=options.out / called)
             shown.append({**report, "set": name, "pairs": count, "measured": len(held)})
             if not options.json:
                 print_rows(shown[-1])
@@ -200,6 +204,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", action="append", type=int, help=f"by default {PAIRS}")
     parser.add_argument("--recipe", action="append", help=f"by default {', '.join(RECIPES)}")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draw", type=int, default=0, help="seed of the pairs; 0 by default")
     parser.add_argument("--budget", type=float, help="seconds of auto, its default by default")
     parser.add_argument(
         "--work", type=Path, default=Path("bench/output/photos"), help="tables and features"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -42,7 +43,7 @@ class Calibration:
         rung: Of the ladder; None where no rung reaches it, and search is exact.
         effort: What stands on that rung.
         kept: Recall of the other half of the sample at that rung, a share; 1 where exact.
-        best: Recall of the first half on the highest rung tried.
+        best: Recall of the first half, the best of the rungs tried.
         queries: In the sample.
         milliseconds: Median of single queries at that rung; None where exact.
     """
@@ -144,13 +145,17 @@ def calibrate(
     half = len(queries) // 2
     chosen, held_out = queries[:half], queries[half:]
     truth = exact(chosen, k)
-    rung, best = None, 0.0
-    for step in range(len(ladder)):
+    best = 0.0
+
+    def reaches(step: int) -> bool:
+        nonlocal best
         shares = kept_shares(at_rung(chosen, k, step), truth)
         best = max(best, float(shares.mean()))
-        if lower_bound(shares) >= recall:
-            rung = step
-            break
+        return lower_bound(shares) >= recall
+
+    # A rung looks at more than those below it: a few of a long ladder say where it is enough.
+    found = bisect_left(range(len(ladder)), True, key=reaches)
+    rung = found if found < len(ladder) else None
     kept, milliseconds = 1.0, None
     if rung is not None:
         kept = float(kept_shares(at_rung(held_out, k, rung), exact(held_out, k)).mean())
