@@ -4,7 +4,8 @@
     ivf    lists around centres, about a bit a number (IVF_RQ)
     hnsw   graphs of near neighbours, a byte a number (IVF_HNSW_SQ)
 
-The table holds a float16 copy of the vectors and their places, nothing else. In object storage,
+The table holds a float32 copy of the vectors and their places, nothing else: LanceDB computes in
+what it stores, and of float16 an index takes four times as long to build. In object storage,
 LanceDB finds credentials and regions in the environment, as its own documentation says.
 """
 
@@ -82,7 +83,7 @@ class LanceEngine(Engine):
         """Write the table, then its index."""
         pyarrow = import_extra("pyarrow", extra="lancedb")
         schema = pyarrow.schema(
-            [("place", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float16(), rows.width))]
+            [("place", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float32(), rows.width))]
         )
         with building_engine(_where(folder, plan), *BROKEN):
             table = _connected(folder, plan).create_table(
@@ -177,7 +178,7 @@ def _batches(rows: UnitRows, plan: Plan) -> Iterator[Any]:
     pyarrow = import_extra("pyarrow", extra="lancedb")
     done = 0
     for block in grouped(rows.blocks(), ADDED_AT_ONCE):
-        flat = pyarrow.array(block.astype(np.float16).reshape(-1))
+        flat = pyarrow.array(block.reshape(-1))
         places = pyarrow.array(np.arange(done, done + len(block)))
         vectors = pyarrow.FixedSizeListArray.from_arrays(flat, rows.width)
         yield pyarrow.record_batch([places, vectors], names=["place", "vector"])
