@@ -36,7 +36,11 @@ FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="exact, faiss, lancedb, qdrant, or a plugin's; auto takes faiss from 20,000 items on.",
 )
-@click.option("--kind", help="Of faiss: flat, ivf, hnsw, int8, binary, truncated.  [default: auto]")
+@click.option(
+    "--kind",
+    help="Of faiss: flat, ivf, hnsw, int8, binary, truncated; of lancedb: flat, ivf, hnsw.  "
+    "[default: auto]",
+)
 @click.option("--uri", help="Of lancedb: object storage, as in s3://bucket/vectors.")
 @click.option("--url", help="Of qdrant: a server, as in http://localhost:6333.")
 @click.option(
