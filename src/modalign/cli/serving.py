@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from modalign.serve.service import Service
 
 SWITCH_S = 0.0005
-# Objects made, and not yet let go of, before garbage is looked for; Python begins at 700.
-GARBAGE_ITEMS = 10_000
 
 
 @click.command()
@@ -120,6 +117,7 @@ def serve(space: Path, indexes: tuple[str, ...], as_json: bool, **options: Any) 
     # Python's own.
     sys.setswitchinterval(SWITCH_S)
     use_machine(options)
+    from modalign.serve.memory import keep_loaded
     from modalign.serve.running import address, bind, run
     from modalign.serve.settings import MEBIBYTE, Settings
     from modalign.serve.tokens import read_token
@@ -137,11 +135,7 @@ def serve(space: Path, indexes: tuple[str, ...], as_json: bool, **options: Any) 
     with bind(settings) as listening:
         service = open_service(space, indexes, settings, options)
         where = address(settings, listening)
-        # What is loaded stays: looking for garbage among it, again and again, was a tenth of the
-        # time of a request.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GARBAGE_ITEMS)
+        keep_loaded()
         run(
             service,
             listening,

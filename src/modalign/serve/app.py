@@ -24,6 +24,7 @@ from modalign import __version__
 from modalign.errors import ModalignError
 from modalign.serve.guard import ROUTE, Guard
 from modalign.serve.hosts import LOOPBACK, HostCheck
+from modalign.serve.memory import give_back_regularly
 from modalign.serve.refusals import (
     NotThereError,
     Refusals,
@@ -57,7 +58,9 @@ def make_app(service: Service) -> Guard:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        giving_back = asyncio.create_task(give_back_regularly())
         yield
+        giving_back.cancel()
         await asyncio.to_thread(service.close)
         uploads.close()
 

@@ -30,7 +30,7 @@ class Thumbnails:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._hashes: OrderedDict[tuple[Path, str], str] = OrderedDict()
+        self._hashes: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._lock = Lock()
 
     def path_of(self, file: MediaFile) -> Path:
@@ -50,7 +50,7 @@ class Thumbnails:
         return path
 
     def _sha256(self, file: MediaFile) -> str:
-        key = (file.path, file.etag)
+        key = (str(file.path), file.etag)
         with self._lock:
             known = self._hashes.get(key)
         if known is None:
