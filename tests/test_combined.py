@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from interruptions import Stop, stopping_at
@@ -153,6 +154,16 @@ def test_a_residual_starts_as_its_closed_form(world, tmp_path):
     np.testing.assert_allclose(
         start.embed_features("image", features), closed.embed_features("image", features), atol=1e-5
     )
+
+
+def test_training_leaves_the_closed_form_of_a_residual_as_it_is(world, tmp_path):
+    short = SMALL.changed({"members": "cca,residual", "min_steps": 20})
+    space = made(world, tmp_path / "s", short)
+    for modality in space.modalities:
+        closed, residual = space.family.model.of(modality).members
+        assert torch.equal(residual.skip.matrix, closed.matrix)
+        assert torch.equal(residual.skip.offset, closed.offset)
+        assert residual.outer.weight.abs().max() > 0
 
 
 def test_an_added_modality_moves_nothing_and_is_found_by_one_it_never_met(world, tmp_path):
@@ -321,10 +332,12 @@ def test_few_rows_leave_members_at_their_usual_weights():
     assert usual_weights(["cca", "ridge", "mlp"]) == [0.5, 0.5, 1.0]
 
 
-def test_a_member_that_finds_half_counts_a_quarter_and_one_that_finds_little_not_at_all():
+def test_a_member_that_finds_less_counts_for_much_less_and_one_that_finds_half_not_at_all():
     assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.4, 0.4]) == [1.0, 0.5, 0.5]
-    assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.2, 0.4]) == pytest.approx([1.0, 0.125, 0.5])
-    assert expected_weights([1.0, 0.5, 0.5], [0.2, 0.4, 0.02]) == pytest.approx([0.25, 0.5, 0.0])
+    assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.32, 0.4]) == pytest.approx(
+        [1.0, 0.5 * 0.8**6, 0.5]
+    )
+    assert expected_weights([1.0, 0.5, 0.5], [0.4, 0.2, 0.4]) == pytest.approx([1.0, 0.0, 0.5])
 
 
 class Rows:

@@ -377,9 +377,9 @@ class CombinedRecipe(Recipe):
     members: str = _option(
         "cca,residual,mlp",
         "Connectors joined into one vector, a list: closed forms (cca, ridge, procrustes, "
-        "subspace), residual (a network that starts as the closed form), mlp",
+        "subspace), residual (a closed form and what a network adds to it), mlp",
     )
-    start: str = _option("cca", "Closed form that a residual starts as", CLOSED_FORM_NAMES)
+    start: str = _option("cca", "Closed form that a residual adds to", CLOSED_FORM_NAMES)
     regularisation: float = _option(
         0.0, "Of closed forms, in mean variances of the features; 0: chosen on validation rows"
     )

@@ -19,7 +19,7 @@ from modalign.connectors.universal_projection import masked_mean
 
 # Fitted by a formula, not trained.
 CLOSED_FORMS = ("cca", "ridge", "procrustes", "subspace")
-# "residual" is a closed form with a network beside it that begins as nothing; "mlp" begins anew.
+# "residual" is a network beside a closed form that begins as nothing; "mlp" begins anew.
 TRAINED = ("residual", "mlp")
 
 
@@ -88,23 +88,23 @@ class Mlp(nn.Module):
 
 
 class ResidualMlp(Mlp):
-    """Two layers beside a linear map that starts as a closed form; at first they add nothing.
+    """Two layers beside a closed form that stays as it is; at first they add nothing.
+
+    Were the closed form trained on, a few hundred pairs would take it apart: of 250 German captions
+    its mean reciprocal rank fell from .42 to .26, and is .39 so.
 
     Args: see `Mlp`.
     """
 
     def __init__(self, feature_width: int, width: int, **sizes: Any) -> None:
         super().__init__(feature_width, width, **sizes)
-        self.skip = nn.Linear(feature_width, width)
+        self.skip = ClosedForm(feature_width, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
     def start(self, fitted: AffineMap) -> None:
-        """Set what the linear map starts as."""
-        kept = fitted.matrix.shape[1]
-        with torch.no_grad():
-            self.skip.weight.zero_()[:kept] = torch.from_numpy(fitted.matrix.T)
-            self.skip.bias.zero_()[:kept] = torch.from_numpy(fitted.offset)
+        """Set the closed form."""
+        self.skip.start(fitted)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map float [N, D_m] to float [N, D]."""

@@ -408,7 +408,7 @@ class LaterMembers(MembersObjective):
 
 
 def begin(member: nn.Module, fitted: AffineMap) -> None:
-    """Set what a member starts as; an mlp starts as it was drawn."""
+    """Set what a member is made from; an mlp starts as it was drawn."""
     if isinstance(member, ClosedForm | ResidualMlp):
         member.start(fitted)
 
