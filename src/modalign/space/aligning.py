@@ -23,7 +23,7 @@ from modalign.features.encoding import Progress, no_progress
 from modalign.features.store import differences
 from modalign.pairs import Pairs
 from modalign.recipes import CHECKPOINT_SECONDS, CombinedRecipe, Recipe
-from modalign.space.choosing import choose
+from modalign.space.choosing import choose, with_steps
 from modalign.space.combined import CombinedSpace
 from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs, encode_pairs, pairs_record
@@ -163,7 +163,7 @@ def with_members(
     return replace(
         job,
         recipe=chosen.recipe,
-        chosen={"chosen": chosen.notes},
+        chosen=chosen.notes,
         spent=spent,
         limit=chosen.limit,
     )
@@ -274,7 +274,7 @@ def make_stage(
         **({"out_of_time": True} if result.out_of_time else {}),
         **settled,
         "scoring": scoring.record,
-        **job.chosen,
+        **({"chosen": with_steps(job.chosen, result.best_step)} if job.chosen else {}),
     }
     spent = {**job.spent, "evaluate": round(time.perf_counter() - begin, 3)}
     notes = run_notes(encoded, result, spent)

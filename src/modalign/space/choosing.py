@@ -123,15 +123,27 @@ def choose(
             f"{recipe.budget:g} seconds are too few to train networks; the closed form was taken"
         )
     found = _in_time(work, found, result, left=recipe.budget - (time.monotonic() - began))
-    notes["kept_step"] = found.settled.step
-    if found.settled.step and found.settled.step < (wanted := _wanted_steps(recipe, trial.job)):
-        notes["steps_note"] = (
-            f"networks took {found.settled.step} of {wanted} steps in {recipe.budget:g} seconds; "
-            "a longer --budget may find more"
-        )
+    notes["wanted_steps"] = _wanted_steps(recipe, trial.job)
     # A tenth of grace: what was planned to end in time may end a little after.
     left = 1.1 * recipe.budget - (time.monotonic() - began)
     return Chosen(found, notes, max(left, 0.0))
+
+
+def with_steps(notes: Mapping[str, Any], kept: int) -> dict[str, Any]:
+    """Return the notes of a choice, with the steps that its networks were trained in the end.
+
+    Args:
+        notes: See `Chosen`.
+        kept: The step whose weights were kept, 0 where no network was.
+    """
+    wanted, budget = notes["wanted_steps"], notes["budget"]
+    found = {**notes, "kept_step": kept}
+    if 0 < kept < wanted:
+        found["steps_note"] = (
+            f"networks took {kept} of {wanted} steps in {budget:g} seconds; a longer --budget may "
+            "find more"
+        )
+    return found
 
 
 class _Trial:
