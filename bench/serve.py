@@ -44,6 +44,8 @@ NOISE = 0.2
 TUNED_BY = 500
 PAGE = 20
 BROKEN_SHARE = 0.01
+# Of a stretch of load, its end in which memory is looked at, once a second.
+WATCHED_S = 60.0
 FUZZ_CASES = 2000
 FUZZ_EXAMPLES = 400
 
@@ -270,18 +272,29 @@ class Load:
         """Do all that clients do, with broken uploads among it."""
         note(f"serve: mixed load for {self.options.minutes:g} minutes")
         seconds = 60 * self.options.minutes
-        # Caches fill first: growth is counted from there.
-        await self.run(self.any_request, seconds / 5)
-        before = self.server.private_mib()
-        answers = await self.run(self.any_request, seconds * 4 / 5)
-        after = self.server.private_mib()
+        # Caches fill first: growth is counted from there. The most of a while is what a machine has
+        # to have; any one moment lies somewhere between that and what was just given back.
+        (_, before), (answers, after) = [
+            await asyncio.gather(self.run(self.any_request, part), self.watched(part))
+            for part in (seconds / 5, seconds * 4 / 5)
+        ]
         growth = after / before - 1
         return [
             self.figure("mixed, 1 % broken uploads", "no 5xx but 503", answers,
                         answers.unexpected() == 0),
-            Figure("memory of the server under it", "grows by at most 5 %",
+            Figure("its memory, most of a minute", "grows by at most 5 %",
                    f"{before:.0f} -> {after:.0f} MiB, {growth:+.1%}", growth <= 0.05),
         ]  # fmt: skip
+
+    async def watched(self, seconds: float) -> float:
+        """Return the most memory the server holds in the last part of so many seconds, MiB."""
+        last = min(seconds, WATCHED_S)
+        await asyncio.sleep(seconds - last)
+        held = [self.server.private_mib()]
+        for _ in range(int(last)):
+            await asyncio.sleep(1)
+            held.append(self.server.private_mib())
+        return max(held)
 
     def figure(self, name: str, target: str, answers: Answers, reached: bool) -> Figure:
         """Return one line of the table."""
