@@ -59,4 +59,10 @@ def test_it_is_given_back_until_the_server_stops(monkeypatch: pytest.MonkeyPatch
 
 def test_a_c_library_without_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_returner", lambda: None)
-    asyncio.run(asyncio.wait_for(memory.give_back_regularly(0.0), 10))
+
+    async def ended() -> bool:
+        task = asyncio.create_task(memory.give_back_regularly(0.0))
+        await asyncio.wait([task], timeout=10)
+        return task.done() and task.exception() is None
+
+    assert asyncio.run(ended())

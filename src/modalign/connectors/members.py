@@ -19,7 +19,7 @@ from modalign.connectors.universal_projection import masked_mean
 
 # Fitted by a formula, not trained.
 CLOSED_FORMS = ("cca", "ridge", "procrustes", "subspace")
-# "residual" is a network beside a closed form that begins as nothing; "mlp" begins anew.
+# "residual" is a closed form and a network beside it that begins as nothing; "mlp" begins anew.
 TRAINED = ("residual", "mlp")
 
 
