@@ -6,8 +6,13 @@ milliseconds, and a command that needs no network never waits for torch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# A row has the same bits by one thread or by several. MKL reads this at its first product: on
+# processors with AVX-512 it would otherwise round by how many threads share it.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from modalign.comparing import compare
