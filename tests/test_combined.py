@@ -15,6 +15,7 @@ from interruptions import Stop, stopping_at
 from modalign import align, load_encoder, load_space, read_pairs
 from modalign.cli.making import told_choice
 from modalign.cli.options import recipe_changes
+from modalign.connectors.members import new_member
 from modalign.errors import UsageError
 from modalign.evaluation import retrieval_ranks
 from modalign.recipes import CombinedRecipe
@@ -161,9 +162,23 @@ def test_training_leaves_the_closed_form_of_a_residual_as_it_is(world, tmp_path)
     space = made(world, tmp_path / "s", short)
     for modality in space.modalities:
         closed, residual = space.family.model.of(modality).members
-        assert torch.equal(residual.skip.matrix, closed.matrix)
-        assert torch.equal(residual.skip.offset, closed.offset)
+        assert torch.equal(residual.skip.weight.T, closed.matrix)
+        assert torch.equal(residual.skip.bias, closed.offset)
         assert residual.outer.weight.abs().max() > 0
+
+
+def test_a_residual_is_stored_as_when_its_closed_form_was_trained_on():
+    """Spaces written then are opened, and their galleries are searched."""
+    member = new_member("residual", 5, 3, hidden=4, dropout=0.1, feature_dropout=0.5)
+    shapes = {name: list(tensor.shape) for name, tensor in member.state_dict().items()}
+    assert shapes == {
+        "inner.weight": [4, 5],
+        "inner.bias": [4],
+        "outer.weight": [3, 4],
+        "outer.bias": [3],
+        "skip.weight": [3, 5],
+        "skip.bias": [3],
+    }
 
 
 def test_an_added_modality_moves_nothing_and_is_found_by_one_it_never_met(world, tmp_path):

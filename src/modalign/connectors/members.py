@@ -87,6 +87,31 @@ class Mlp(nn.Module):
         return vectors
 
 
+class FixedLinear(nn.Module):
+    """A closed form stored as `nn.Linear` is: spaces of before it was kept as it is hold one.
+
+    Args: see `ClosedForm`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, feature_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(width, feature_width))
+        self.register_buffer("bias", torch.zeros(width))
+
+    def start(self, fitted: AffineMap) -> None:
+        """Set it; directions that the data does not have stay 0."""
+        kept = fitted.matrix.shape[1]
+        self.weight[:kept] = torch.from_numpy(fitted.matrix.T)
+        self.bias[:kept] = torch.from_numpy(fitted.offset)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map float [N, D_m] to float [N, D]."""
+        return F.linear(features, self.weight, self.bias)
+
+
 class ResidualMlp(Mlp):
     """Two layers beside a closed form that stays as it is; at first they add nothing.
 
@@ -98,7 +123,7 @@ class ResidualMlp(Mlp):
 
     def __init__(self, feature_width: int, width: int, **sizes: Any) -> None:
         super().__init__(feature_width, width, **sizes)
-        self.skip = ClosedForm(feature_width, width)
+        self.skip = FixedLinear(feature_width, width)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
