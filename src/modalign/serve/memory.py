@@ -25,12 +25,18 @@ def keep_loaded() -> None:
 
 
 async def give_back_regularly(seconds: float = GIVE_BACK_S) -> None:
-    """Give freed memory back to the system every so many seconds, until cancelled."""
+    """Look for garbage, and give freed memory back to the system, every so many seconds.
+
+    Python by itself does so after a million objects: what failed requests leave, errors and the
+    frames that they hold, had grown to tens of MiB by then. It ends when it is cancelled.
+    """
     give_back = memory_returner()
-    while give_back is not None:
+    while True:
         await asyncio.sleep(seconds)
-        # Milliseconds, but in no request's way.
-        await asyncio.to_thread(give_back)
+        # Milliseconds, since what is loaded is not looked through; and in no request's way.
+        await asyncio.to_thread(gc.collect)
+        if give_back is not None:
+            await asyncio.to_thread(give_back)
 
 
 def memory_returner() -> Callable[[], object] | None:
