@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modalign.connectors.blocks import as_tensors, check_features, map_in_blocks
+from modalign.connectors.blocks import BLOCK_ROWS, as_tensors, check_features, map_in_blocks
 from modalign.connectors.mixture import (
     TASKS,
     AltMoE,
@@ -55,6 +55,9 @@ from modalign.training.alternation import Alternation
 # Rows of a block: of one query's block all are computed, by weights that are read for a few rows
 # about as fast as for one.
 MAP_ROWS = 8
+# Of few rows and so narrow a product MKL, on AMD's processors with AVX-512, rounds by how many
+# threads share it; of 24 rows and more it does not.
+NARROW = range(9, 24)
 # Rows whose way through the experts is looked at together.
 ROUTED_ROWS = 1024
 
@@ -83,6 +86,7 @@ class DirectedMaps(Family):
         self.score = recipe.score
         self.widths: dict[str, int] = {}
         self.temperatures: dict[str, float] = {}
+        self._rows: dict[Direction, int] = {}
 
     @classmethod
     def first_count(cls, recipe: AltMoERecipe) -> int | None:
@@ -183,8 +187,15 @@ class DirectedMaps(Family):
             features,
             way=lambda values, mask: self.model(direction, values, mask, tasks=[task])[task],
             device=self.device,
-            rows=MAP_ROWS,
+            rows=self._block_rows(direction),
         )
+
+    def _block_rows(self, direction: Direction) -> int:
+        if direction not in self._rows:
+            weights = [each for each in self.model.path(direction).values() if each.ndim == 2]
+            narrow = any(len(weight) in NARROW for weight in weights)
+            self._rows[direction] = BLOCK_ROWS if narrow else MAP_ROWS
+        return self._rows[direction]
 
     def routing(self, direction: Direction, features: Features, *, task: Task) -> Routing:
         """Return where features go in a direction's mixture; see `AltMoE.with_routing`."""
