@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,14 @@ ENCODERS = {
     "video": "builtin:frames",
 }
 LABELS = ("dog", "rain", "sea")
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait until a condition holds, and fail where it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

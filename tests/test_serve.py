@@ -25,7 +25,7 @@ from modalign.serve.refusals import json_response
 from modalign.serve.requests import AskedPart, AskedSearch
 from modalign.serve.searching import Search, Searcher
 from modalign.serve.settings import Settings
-from served_spaces import GatedWords, Kept, kept_below, photo_id
+from served_spaces import GatedWords, Kept, kept_below, photo_id, wait_for
 
 HIT_KEYS = {
     "index", "id", "modality", "similarity", "probability", "value", "metadata", "media",
@@ -691,8 +691,7 @@ def test_a_full_queue_says_at_once_to_come_back(kept: Kept):
             waiting.append(asyncio.create_task(ask(app, {"text": text})))
             await asyncio.sleep(0.2)
             # The first one no longer waits once it is being computed.
-            while "slow one" not in words.seen:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_for, lambda: "slow one" in words.seen)
         turned_away = await asyncio.wait_for(ask(app, {"text": "d"}), 5)
         words.gate.set()
         return turned_away, await asyncio.gather(*waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from threading import Barrier, Event
@@ -20,6 +20,7 @@ from modalign.errors import DataError, OverloadedError
 from modalign.serve.batching import Batcher
 from modalign.serve.encoding import Encoded, encode_together
 from modalign.serve.pools import Pool
+from served_spaces import wait_for
 
 
 class Lengths(Encoder):
@@ -86,13 +87,6 @@ def value(future: Any) -> float:
     assert found.vector.shape == (1,)
     assert found.vector[0] == 2 * found.features.values[0, 0]
     return float(found.features.values[0, 0])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_what_arrives_meanwhile_is_the_next_batch(encoder: Lengths, batcher: Words):
@@ -227,7 +221,7 @@ def test_a_pool_refuses_more_than_may_wait():
 
     pool = Pool("search", threads=1, queue=2)
     assert asyncio.run(crowd(pool)) == ([7, 7, 7], 3)
-    until(lambda: pool.taken == 0)
+    wait_for(lambda: pool.taken == 0, seconds=5)
     assert asyncio.run(pool.run(lambda: 9)) == 9
     pool.close()
 

@@ -9,9 +9,8 @@ import re
 import shutil
 import socket
 import threading
-import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from modalign import load_space, read_items
 from modalign.gallery import Gallery
 from modalign.index import build_index
 from modalign.serve.app import PAGE, make_app
-from served_spaces import GatedWords, Kept, kept_below, photo_id
+from served_spaces import GatedWords, Kept, kept_below, photo_id, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -65,13 +64,6 @@ def served(kept: Kept, *indexes: str, port: int = 0, **settings: Any) -> Iterato
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
