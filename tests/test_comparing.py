@@ -135,6 +135,25 @@ def test_a_run_is_what_align_makes_of_the_same_recipe_and_seed(two, world, tmp_p
     assert row["runs"][1]["best_step"] == record["best_step"]
 
 
+def test_a_run_keeps_what_was_chosen_for_it(world, compared, tmp_path):
+    settings = {"width": "16", "min_steps": "90", "batch_size": "64"}
+    texts = ["chosen=auto,budget=120", "all=combined"]
+    comparison = planned(None, texts, settings=settings, seeds=(0,))
+    compared(comparison, tmp_path / "out")
+    runs = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "out/runs").iterdir()]
+    (chosen,) = (run for run in runs if run["plan"]["recipe"].get("choose"))
+    (left,) = (run for run in runs if run is not chosen)
+    recipe = comparison.variants[0].recipe
+    options = {"seed": 0, "cache": world["cache"], "recipe": recipe}
+    space = align(world["pairs"], world["encoders"], out=tmp_path / "space", **options)
+    record = space.stages[0].record
+    for name in ("kept", "shares", "corrections", "kept_step"):
+        assert chosen["chosen"][name] == record["chosen"][name]
+    assert chosen["members"]["shares"] == record["members"]["shares"]
+    assert "chosen" not in left
+    assert len(left["members"]["shares"]) == len(comparison.variants[1].recipe.member_names)
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_is_measured_as_evaluate_measures_it(two, world, tmp_path, score):
     recipe = plan(*TEXTS).variants[1].recipe

@@ -10,6 +10,7 @@ import pytest
 from modalign.errors import ShapeError, UsageError
 from modalign.evaluation import (
     Direction,
+    beyond_chance,
     bootstrap_interval,
     direction_of,
     evaluate_direction,
@@ -276,6 +277,38 @@ def test_hits_that_are_all_equal_have_the_exact_interval(count, level):
     assert bootstrap_interval(np.zeros(count, bool), seed=0, level=level) == pytest.approx(
         (0.0, 1 - low)
     )
+
+
+def gaining(mean: float, *, queries: int = 400) -> np.ndarray:
+    """Return gains of that mean, with a standard error of 1 over 20."""
+    return np.where(np.arange(queries) % 2, mean + 1.0, mean - 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tried", "errors"), [(1, 1.959964), (8, 2.734369), (14, 2.911280), (1000, 4.055627)]
+)
+def test_the_best_of_many_has_to_gain_more_than_that_of_few(tried, errors):
+    assert beyond_chance([gaining(1.01 * errors / 20)], tried=tried)
+    assert not beyond_chance([gaining(0.99 * errors / 20)], tried=tried)
+
+
+def test_both_directions_of_the_same_pairs_say_no_more_than_one():
+    gains = gaining(1.9 / 20)
+    assert not beyond_chance([gains])
+    assert not beyond_chance([gains, gains])
+    assert beyond_chance([gains, gaining(2.1 / 20)])
+    assert not beyond_chance([gains, -gains])
+
+
+def test_the_best_of_many_that_are_alike_is_taken_for_better_once_in_forty_calls():
+    rng = np.random.default_rng(0)
+    calls, queries, ways = 2000, 200, 10
+    said = 0
+    for _ in range(calls):
+        gains = rng.normal(size=(ways, queries))
+        said += beyond_chance([gains[gains.mean(axis=1).argmax()]], tried=ways)
+    # By two standard errors whatever was tried it would be one in five.
+    assert said / calls == pytest.approx(0.025, abs=0.012)
 
 
 def test_a_level_out_of_range_is_refused():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from modalign.errors import ShapeError, UsageError
 # Two products of the same float32 unit vectors differ by this much at most, depending on where
 # they lie in a matrix; a tie is a tie for all that.
 TIE = 1e-6
+# That a gain is by chance alone.
+CHANCE = 0.025
 # Similarities held at a time, 64 MiB.
 BLOCK_SIMILARITIES = 1 << 24
 METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_reciprocal_rank")
@@ -298,15 +301,22 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def beyond_chance(gains: Sequence[np.ndarray]) -> bool:
-    """Return whether what was gained is more than two standard errors of it.
+def beyond_chance(gains: Sequence[np.ndarray], *, tried: int = 1) -> bool:
+    """Return whether the best of several ways gains more than chance alone would give.
 
     Args:
-        gains: Of every query, by how much one way is better than another; one array for each
-            direction, float [Q] each.
+        gains: Of every query, by how much that way is better than the usual one; one array for
+            each direction, float [Q] each. The same pairs are asked for in each direction, so
+            the directions' standard errors add up.
+        tried: How many ways that one is the best of.
+
+    Source:
+        One-sided, at a level of .025 shared among those that were tried (Dunn 1961, Multiple
+        comparisons among means).
     """
-    error = sum(gain.var() / len(gain) for gain in gains) ** 0.5
-    return bool(sum(gain.mean() for gain in gains) > 2 * error)
+    error = sum((gain.var() / len(gain)) ** 0.5 for gain in gains)
+    errors = NormalDist().inv_cdf(1 - CHANCE / max(tried, 1))
+    return bool(sum(gain.mean() for gain in gains) > errors * error)
 
 
 @dataclass(frozen=True)

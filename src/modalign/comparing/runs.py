@@ -226,7 +226,7 @@ class Runs:
                 limit=chosen.limit,
             )
         family.remember(objective.temperature)
-        objective.settle()
+        settled = objective.settle()
         train, held = (
             aligning.paired_splits(self.encoded, growth, split) for split in ("train", "validation")
         )
@@ -240,6 +240,8 @@ class Runs:
             "resumed_from": result.resumed_from,
             "seconds": round(prepared + result.seconds, 3),
             "measured": self.measure(family, recipe, growth.directions),
+            **settled,
+            **aligning.choice_record(chosen, result),
         }
         write_json(self.path(variant, seed), record)
         shutil.rmtree(work, ignore_errors=True)

@@ -339,8 +339,8 @@ def candidate_ranks(
 def best_candidate(ranks: np.ndarray, candidates: Sequence[Correction]) -> int:
     """Return the place of the candidate whose ranks are best.
 
-    The usual one stays unless another gains on it by more than two standard errors: of a
-    few queries the best of many corrections is best by chance.
+    The usual one stays unless another gains on it by more than the best of so many would by
+    chance: see `beyond_chance`.
 
     Args:
         ranks: Of each candidate, int64 [candidates, Q].
@@ -351,7 +351,8 @@ def best_candidate(ranks: np.ndarray, candidates: Sequence[Correction]) -> int:
         usual = 0
     scores = (ranks == 1) + 1.0 / ranks
     best = int(np.argmax(scores.mean(axis=1)))
-    return best if beyond_chance([scores[best] - scores[usual]]) else usual
+    gain = scores[best] - scores[usual]
+    return best if beyond_chance([gain], tried=len(candidates) - 1) else usual
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -169,6 +169,11 @@ def with_members(
     )
 
 
+def choice_record(job: Job, result: FitResult) -> dict[str, Any]:
+    """Return what a record tells of a choice: nothing where the recipe left none open."""
+    return {"chosen": with_steps(job.chosen, result.best_step)} if job.chosen else {}
+
+
 def check_count(modalities: Sequence[str], recipe: Recipe) -> None:
     """Raise a UsageError unless a first stage can join these modalities."""
     wanted = FAMILIES[recipe.family].first_count(recipe)
@@ -274,7 +279,7 @@ def make_stage(
         **({"out_of_time": True} if result.out_of_time else {}),
         **settled,
         "scoring": scoring.record,
-        **({"chosen": with_steps(job.chosen, result.best_step)} if job.chosen else {}),
+        **choice_record(job, result),
     }
     spent = {**job.spent, "evaluate": round(time.perf_counter() - begin, 3)}
     notes = run_notes(encoded, result, spent)

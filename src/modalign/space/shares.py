@@ -70,8 +70,8 @@ def chosen_shares(
     """Choose how much each member's cosine counts, greedily, by the mean reciprocal rank.
 
     They count as expected of what each finds alone (see `expected_weights`) unless that choice
-    gains on it by more than two standard errors: what few rows say against a member is mostly
-    chance, and members together seldom err alike.
+    gains on it by more than the best of so many would by chance (see `beyond_chance`): what few
+    rows say against a member is mostly that, and members together seldom err alike.
 
     Args:
         vectors: Of each member, unit vectors by modality.
@@ -109,7 +109,7 @@ def chosen_shares(
         if max(found) > top:
             top, best = max(found), options[int(np.argmax(found))]
     gains = [m - o for m, o in zip(ranks[tuple(best)], ranks[tuple(expected)], strict=True)]
-    if not beyond_chance(gains):
+    if not beyond_chance(gains, tried=len(tried)):
         best = expected
     total = sum(best)
     return [(weight / total) ** 0.5 for weight in best], tried
