@@ -82,14 +82,27 @@ def pooled(table: FeatureRows, rows: np.ndarray) -> np.ndarray:
 
 
 def closed_form(
-    train: PairedTables, validation: PairedTables, member: str, *, seed: int
+    train: PairedTables,
+    validation: PairedTables,
+    member: str,
+    *,
+    seed: int,
+    measured: PairedTables | None = None,
 ) -> list[Direction]:
-    """Fit a closed form, its settings chosen on validation rows; return recall there."""
+    """Fit a closed form, its settings chosen on validation rows; return recall.
+
+    Args:
+        train: What it is fitted to.
+        validation: What its settings are chosen by.
+        member: Which closed form.
+        seed: Of the intervals.
+        measured: The rows that recall is of; those of validation by default.
+    """
     recipe = CombinedRecipe(members=member)
     widths = {name: train.tables[name].width for name in (train.first, train.second)}
     family, growth, job = fitted(recipe, widths, train, validation, seed=seed, device="cpu")
     family.remember(job.temperature)
-    return measure(family, validation, growth.directions)
+    return measure(family, measured or validation, growth.directions)
 
 
 def learning_curve(
