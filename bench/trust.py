@@ -29,7 +29,6 @@ from modalign.scoring import expected_calibration_error, fit_calibration, result
 from modalign.scoring.calibration import HITS, WANTED_PRECISIONS
 from modalign.space.families import Sides
 from modalign.space.paired import PairedTables
-from modalign.space.scored import best_results
 from modalign.storage import write_json
 
 HALVINGS = 20
@@ -75,7 +74,7 @@ def made(name: str, options: argparse.Namespace) -> tuple[Space, PairedTables]:
 def trust(space: Space, held: PairedTables, source: str, target: str) -> dict[str, Any]:
     """Fit on halves of the queries and look at the others."""
     sides = Sides(space.family, held.tables).compared(source, target)
-    similarity, rows = best_results(sides.similarity(), HITS)
+    similarity, rows = sides.best_results(HITS)
     matched = result_matches(rows, held.oriented(source), gallery=len(sides.gallery))
     errors: list[float] = []
     kept: dict[float, list[float]] = {wanted: [] for wanted in WANTED_PRECISIONS}

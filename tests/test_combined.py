@@ -25,7 +25,7 @@ from modalign.scoring import NoCorrection
 from modalign.space import Space
 from modalign.space.encoded import encode_pairs
 from modalign.space.held import parted
-from modalign.space.joining import FirstMembers
+from modalign.space.joining import REGULARISATIONS, FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
 from modalign.space.shares import (
@@ -575,6 +575,52 @@ def test_a_budget_too_small_gives_the_closed_form_and_says_so(world, tmp_path):
     assert record["steps"] == 0
     assert "too few to train networks; the closed form was taken" in record["chosen"]["budget_note"]
     assert "too few to train networks" in reported(space, world, tmp_path)
+
+
+def test_a_choice_among_closed_forms_alone_is_none_of_a_budget(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "members": "cca,ridge"})
+    notes = made(world, tmp_path / "s", recipe).stages[0].record["chosen"]
+    assert "budget_note" not in notes
+    assert notes["candidates"] == ["cca", "ridge"]
+    assert notes["steps"] == 0
+
+
+def test_networks_of_few_steps_stay_where_no_more_were_asked_for(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "min_steps": 12, "validate_steps": 4})
+    notes = made(world, tmp_path / "s", recipe).stages[0].record["chosen"]
+    assert "budget_note" not in notes
+    assert notes["candidates"] == ["cca", "residual", "mlp"]
+    assert notes["steps"] == notes["steps_taken"] == 12
+
+
+def test_members_of_one_kind_are_told_apart(world, tmp_path):
+    recipe = SMALL.changed({"choose": True, "members": "cca,mlp,mlp"})
+    notes = made(world, tmp_path / "s", recipe).stages[0].record["chosen"]
+    ways = [row["name"] for row in notes["compared"] if row["from"] == "image"]
+    assert ways[:3] == ["cca", "mlp", "mlp 2"]
+
+
+@pytest.mark.parametrize("start", ["cca", "ridge", "procrustes", "subspace"])
+def test_a_residual_starts_from_any_closed_form(world, tmp_path, start):
+    """Texts have 16 dimensions, the recipe asks for 8: a ridge regression has 16 all the same."""
+    changes = {"members": f"{start},residual", "start": start, "min_steps": 1, "width": 8}
+    space = made(world, tmp_path / "s", SMALL.changed(changes))
+    assert space.family.model.widths == [16 if start == "ridge" else 8] * 2
+    assert min(recall(space).values()) > 0.3
+
+
+def test_the_strength_kept_of_a_closed_form_is_the_best_of_those_tried(world, tmp_path):
+    tried = {}
+    for regularisation in REGULARISATIONS:
+        recipe = SMALL.changed({"members": "ridge", "regularisation": regularisation})
+        record = made(world, tmp_path / f"{regularisation}", recipe).stages[0].record
+        tried[regularisation] = record["members"]["ridge"]["mean_reciprocal_rank"]
+    recipe = SMALL.changed({"members": "ridge"})
+    found = made(world, tmp_path / "s", recipe).stages[0].record["members"]["ridge"]
+    assert found["tried"] == len(tried)
+    assert len(set(tried.values())) > 1
+    assert found["mean_reciprocal_rank"] == max(tried.values())
+    assert tried[found["regularisation"]] == max(tried.values())
 
 
 def test_unknown_parts_are_refused():

@@ -115,6 +115,9 @@ CASES = {
 def test_auto_gives_finite_numbers_and_a_space_that_finds(case: Callable, tmp_path):
     space = case(tmp_path / "w")
     record = space.stages[0].record
+    # Networks were trained on these rows, whatever of them was kept.
+    assert record["chosen"]["steps_taken"] == AUTO.min_steps
+    assert record["chosen"]["candidates"] == ["cca", "residual", "mlp"]
     assert np.isfinite(numbers(json.loads(json.dumps(record)))).all()
     directions = record["validation"]["directions"]
     assert min(found["recall_at_1"] for found in directions) >= CASES[case]

@@ -199,7 +199,12 @@ def test_positives_that_do_not_fit_are_refused_by_every_loss(loss):
 # Three and more modalities
 
 
-def test_n_way_agrees_with_the_formula_in_loops_where_modalities_are_missing():
+# Rows 0 and 1 have one second item, rows 0 and 2 one third; the last number is no item.
+ITEMS = torch.tensor([[0, 4, 7], [1, 4, 8], [2, 9, 7], [9, 5, 6], [9, 9, 3]])
+
+
+@pytest.mark.parametrize("items", [None, ITEMS])
+def test_n_way_agrees_with_the_formula_in_loops_where_modalities_are_missing(items):
     vectors = [unit(5, 7, seed) for seed in range(3)]
     present = torch.tensor(
         [[1, 1, 1], [1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=torch.bool
@@ -215,9 +220,14 @@ def test_n_way_agrees_with_the_formula_in_loops_where_modalities_are_missing():
                     product = product * vectors[k][i].numpy()
             queries.append(product / np.linalg.norm(product))
         u = torch.tensor(np.array(queries))
-        same = torch.eye(len(rows), dtype=torch.bool)
+        same = torch.tensor(
+            [
+                [i == j or (items is not None and items[i, m] == items[j, m]) for j in rows]
+                for i in rows
+            ]
+        )
         losses.append(slow_info_nce(u, vectors[m][rows], same, 0.1))
-    ours = n_way_info_nce(vectors, present, 0.1)
+    ours = n_way_info_nce(vectors, present, 0.1, items=items)
     assert float(ours) == pytest.approx(sum(losses) / 3, rel=1e-6)
 
 

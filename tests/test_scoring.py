@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from modalign.scoring import (
     Bank,
     Calibration,
     Centring,
+    Compared,
     Correction,
     Csls,
     InverseConvolution,
@@ -185,6 +187,36 @@ def test_where_nothing_helps_nothing_is_chosen():
     bank = Bank(items[:5], np.zeros(12, np.float32))
     chosen, _ = choose_correction(items, items, np.stack([np.arange(12)] * 2, 1), bank)
     assert chosen == NoCorrection()
+
+
+@pytest.mark.parametrize("k", [1, 4, 30, 31, 99])
+def test_best_results_by_blocks_are_those_of_sorting_the_whole_matrix(monkeypatch, k):
+    rng = np.random.default_rng(2)
+    queries, gallery = rng.normal(size=(23, 6)), rng.normal(size=(30, 6))
+    # Two items in one place, and one in three.
+    gallery[7], gallery[[11, 29]] = gallery[3], gallery[2]
+    compared = Compared(queries, gallery, rng.normal(size=30).astype(np.float32) / 10)
+    compared.bias[7], compared.bias[[11, 29]] = compared.bias[3], compared.bias[2]
+    whole = compared.similarity()
+    slow = np.argsort(-whole, axis=1, kind="stable")[:, :k]
+    monkeypatch.setattr("modalign.scoring.hubs.BLOCK", 4 * len(gallery))
+    similarity, rows = compared.best_results(k)
+    assert rows.shape == (23, min(k, 30))
+    np.testing.assert_allclose(similarity, np.take_along_axis(whole, slow, axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(whole, rows, axis=1), similarity, atol=1e-6)
+    assert all(len(set(row)) == len(row) for row in rows.tolist())
+
+
+def test_best_results_hold_no_matrix_of_all_queries_and_items(monkeypatch):
+    monkeypatch.setattr("modalign.scoring.hubs.BLOCK", 20 * 2000)
+    queries = vectors(2000, seed=0)
+    compared = Compared(queries, queries, np.zeros(2000, np.float32))
+    tracemalloc.start()
+    compared.best_results(10)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A quarter of the matrix.
+    assert held < 2000 * 2000
 
 
 def test_few_queries_leave_the_usual_correction():
@@ -398,3 +430,11 @@ def test_results_of_two_modalities_are_ranked_by_one_scale():
     assert 0.35 < np.mean(first >= 2000) < 0.65
     assert np.mean(raw >= 2000) == 0
     assert right > 0.75
+
+
+@pytest.mark.parametrize("slope", [0.0, 12.0])
+def test_where_there_is_no_result_there_is_no_probability_either(slope):
+    calibration = Calibration(slope, -1.0, gallery=10, results=10, thresholds={})
+    found = calibration.probability(np.array([0.4, -np.inf]), gallery=20)
+    assert 0 < found[0] < 1
+    assert found[1] == 0

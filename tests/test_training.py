@@ -18,14 +18,15 @@ from interruptions import Stop, stopping_at
 from modalign.encoders import Features
 from modalign.errors import CorruptError, DataError
 from modalign.features.store import FeatureArray
-from modalign.recipes import OneEncoderRecipe
+from modalign.recipes import CombinedRecipe, OneEncoderRecipe
 from modalign.space.aligning import counted
+from modalign.space.combined import CombinedSpace
 from modalign.space.families import Growth, send_table
 from modalign.space.paired import PairedTables
 from modalign.space.shared import AddedObjective, JointObjective, SharedSpace
 from modalign.storage import read_json_lines
 from modalign.training import FitResult, Objective, PairBatches, fit
-from modalign.training.batches import Partners
+from modalign.training.batches import Batch, Partners
 from modalign.training.checkpoints import read_checkpoint, write_checkpoint
 from modalign.training.loop import START_SHARE, WARM_SHARE, one_cycle
 from modalign.training.optimizer import LARGE, Optimizer
@@ -676,6 +677,24 @@ def test_the_frozen_bank_has_no_dropout_in_it():
     )
 
 
+def slow_bank_loss(
+    u: np.ndarray, bank: np.ndarray, batch: Batch, pairs: np.ndarray, *, temperature: float
+) -> float:
+    """A batch against every row of the bank, and the bank's rows of the batch against it."""
+    partners = partner_sets(pairs)
+    there, back = [], []
+    for row, item in enumerate(batch.first.tolist()):
+        e = np.exp(bank @ u[row] / temperature)
+        negatives = sum(e[b] for b in range(len(bank)) if b not in partners[item])
+        there.append(np.mean([-np.log(e[b] / (e[b] + negatives)) for b in partners[item]]))
+    for item in batch.second.tolist():
+        e = np.exp(u @ bank[item] / temperature)
+        own = [row for row, a in enumerate(batch.first.tolist()) if item in partners[a]]
+        negatives = sum(e[row] for row in range(len(u)) if row not in own)
+        back.append(np.mean([-np.log(e[row] / (e[row] + negatives)) for row in own]))
+    return float(np.mean(there) + np.mean(back)) / 2
+
+
 def test_the_loss_of_a_later_stage_is_that_of_a_slow_twin():
     recipe = SMALL.changed({"dropout": 0.0, "feature_dropout": 0.0, "temperature": 0.3})
     objective = later_stage(first_stage(recipe), recipe)
@@ -683,20 +702,50 @@ def test_the_loss_of_a_later_stage_is_that_of_a_slow_twin():
     batch = objective.batches.batch(3)
     u = objective.embed("audio", batch.first).detach().double().numpy()
     bank = objective.bank.double().numpy()
-    partners = partner_sets(objective.train.pairs)
-    there, back = [], []
-    for row, item in enumerate(batch.first.tolist()):
-        e = np.exp(bank @ u[row] / 0.3)
-        negatives = sum(e[b] for b in range(len(bank)) if b not in partners[item])
-        there.append(np.mean([-np.log(e[b] / (e[b] + negatives)) for b in partners[item]]))
-    for item in batch.second.tolist():
-        e = np.exp(u @ bank[item] / 0.3)
-        own = [row for row, a in enumerate(batch.first.tolist()) if item in partners[a]]
-        negatives = sum(e[row] for row in range(len(u)) if row not in own)
-        back.append(np.mean([-np.log(e[row] / (e[row] + negatives)) for row in own]))
-    assert float(objective.loss(3).detach()) == pytest.approx(
-        (np.mean(there) + np.mean(back)) / 2, rel=1e-5
+    slow = slow_bank_loss(u, bank, batch, objective.train.pairs, temperature=0.3)
+    assert float(objective.loss(3).detach()) == pytest.approx(slow, rel=1e-5)
+
+
+def test_the_loss_of_members_added_later_is_the_sum_of_slow_twins():
+    recipe = CombinedRecipe(
+        members="cca,residual,mlp",
+        width=16,
+        hidden=8,
+        batch_size=16,
+        dropout=0.0,
+        feature_dropout=0.0,
+        temperature=0.3,
     )
+    family = CombinedSpace(recipe)
+    for growth in (
+        Growth({"image": 10, "text": 8}, None, (("image", "text"), ("text", "image"))),
+        Growth({"audio": 6}, "text", (("audio", "text"), ("text", "audio"))),
+    ):
+        torch.manual_seed(len(growth.widths))
+        family.grow(recipe, growth)
+        first, second = growth.directions[0]
+        train, validation, seed = splits(first, second).values()
+        objective = family.objective(
+            recipe, growth, train=[train], validation=[validation], seed=seed
+        )
+        family.remember(0.3)
+    objective.train_mode()
+    batch = objective.batches.batch(3)
+    members = family.model.of("audio")
+    with torch.no_grad():
+        features = objective.standardized("audio", batch.first)
+        slow = [
+            slow_bank_loss(
+                members.member(number, features).double().numpy(),
+                objective.banks[number].double().numpy(),
+                batch,
+                train.pairs,
+                temperature=0.3,
+            )
+            for number in (1, 2)
+        ]
+    assert slow[0] != slow[1]
+    assert float(objective.loss(3).detach()) == pytest.approx(sum(slow), rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -98,8 +98,8 @@ def n_way_info_nce(
             anything finite.
         present: Which modalities each row has, bool [B, M].
         temperature: Divisor of similarity, > 0.
-        items: Which item each row has of each modality, int64 [B, M]: rows of one item are no
-            negatives of each other; by default all are different.
+        items: Which item each row has of each modality, int64 [B, M]: rows of one item are
+            positives of each other; by default all are different.
 
     Returns:
         A scalar: the mean over modalities of symmetric InfoNCE; 0 where no row takes part.

@@ -53,14 +53,17 @@ class Calibration:
         """Return probabilities, float64 of the same shape.
 
         Args:
-            similarity: Of results, as the curve was fitted on.
+            similarity: Of results, as the curve was fitted on; -inf, where there is none, has
+                probability 0.
             gallery: Items searched, where they are not as many as in fitting: in a gallery of
                 twice as many, twice as many strangers reach a similarity, and as many matches.
         """
         strangers = np.log(max(gallery, 1) / max(self.gallery, 1)) if gallery else 0.0
-        logit = self.slope * np.asarray(similarity, np.float64) + self.intercept - strangers
+        values = np.asarray(similarity, np.float64)
+        there = values > -np.inf
+        logit = self.slope * np.where(there, values, 0.0) + self.intercept - strangers
         logit = np.clip(logit, -50, 50)
-        found: np.ndarray = self.ceiling / (1 + np.exp(-logit))
+        found: np.ndarray = np.where(there, self.ceiling / (1 + np.exp(-logit)), 0.0)
         return found
 
     def as_json(self) -> dict[str, Any]:

@@ -59,8 +59,38 @@ class Compared:
 
     def similarity(self) -> np.ndarray:
         """Return the corrected similarities, float32 [Q, G]."""
-        found: np.ndarray = unit(self.queries) @ unit(self.gallery).T - self.bias
+        return self._similarity(self.queries, unit(self.gallery))
+
+    def best_results(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return each query's k best similarities and their gallery rows, [Q, min(k, G)] both.
+
+        Some queries at a time: no more memory than for the results.
+        """
+        gallery = unit(self.gallery)
+        size = max(1, BLOCK // max(len(gallery), 1))
+        parts = [
+            best_results(self._similarity(self.queries[start : start + size], gallery), k)
+            for start in range(0, max(len(self.queries), 1), size)
+        ]
+        similarity, rows = zip(*parts, strict=True)
+        return np.concatenate(similarity), np.concatenate(rows)
+
+    def _similarity(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+        found: np.ndarray = unit(queries) @ gallery.T - self.bias
         return found
+
+
+def best_results(similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best similarities of each query and their rows, [Q, min(k, G)] both."""
+    k = min(k, similarity.shape[1])
+    if k < similarity.shape[1]:
+        rows = np.sort(np.argpartition(-similarity, k, axis=1)[:, :k], axis=1)
+    else:
+        rows = np.broadcast_to(np.arange(k), similarity.shape)
+    found = np.take_along_axis(similarity, rows, axis=1)
+    # Of two as similar the first one comes first.
+    order = np.argsort(-found, axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 @dataclass(frozen=True)

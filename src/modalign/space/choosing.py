@@ -97,7 +97,9 @@ def choose(
     recipe = replace(recipe, settled=Settled(closed_forms=forms))
     trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
     steps = _planned_steps(work, trial.job, recipe, began)
-    if steps < LEAST_STEPS:
+    wanted = _wanted_steps(recipe, trial.job)
+    too_few = bool(trial.job.trained) and steps < min(LEAST_STEPS, wanted)
+    if too_few:
         recipe = _without_networks(recipe)
         trial = _Trial(recipe, widths, train, held, seed=seed, device=device)
     trial.take_steps(max(steps, 1))
@@ -114,16 +116,16 @@ def choose(
     )
     found, notes = trial.settled(result, ranks)
     notes |= {
-        "steps": steps if steps >= LEAST_STEPS else 0,
+        "steps": 0 if too_few else steps,
         "steps_taken": result.steps,
         "budget": recipe.budget,
     }
-    if steps < LEAST_STEPS:
+    if too_few:
         notes["budget_note"] = (
             f"{recipe.budget:g} seconds are too few to train networks; the closed form was taken"
         )
     found = _in_time(work, found, result, left=recipe.budget - (time.monotonic() - began))
-    notes["wanted_steps"] = _wanted_steps(recipe, trial.job)
+    notes["wanted_steps"] = wanted
     # A tenth of grace: what was planned to end in time may end a little after.
     left = 1.1 * recipe.budget - (time.monotonic() - began)
     return Chosen(found, notes, max(left, 0.0))
@@ -390,6 +392,12 @@ def _without_networks(recipe: CombinedRecipe) -> CombinedRecipe:
     return replace(recipe, members=",".join(names or [recipe.start]))
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return members' names, a number after those of a kind that was there before."""
+    before = [list(names[:place]).count(name) for place, name in enumerate(names)]
+    return [f"{name} {n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+
+
 def compared(
     trial: _Trial,
     vectors: Sequence[Mapping[str, np.ndarray]],
@@ -415,7 +423,7 @@ def compared(
         queries, gallery = sides.between(source, target)
         hits = {
             name: retrieval_ranks(of[source], of[target], positives) == 1
-            for name, of in zip(trial.recipe.member_names, vectors, strict=True)
+            for name, of in zip(told_apart(trial.recipe.member_names), vectors, strict=True)
         }
         hits["joined"] = retrieval_ranks(queries, gallery, positives) == 1
         if (direction := direction_name((source, target))) in corrected:

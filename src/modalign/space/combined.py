@@ -93,9 +93,14 @@ class CombinedSpace(EmbeddingFamily):
 
 
 def member_widths(recipe: CombinedRecipe, widths: Sequence[int]) -> list[int]:
-    """Return D of each member: a closed form has no more directions than the narrower side."""
+    """Return D of each member.
+
+    A closed form has no more directions than the narrower side; a ridge regression maps into the
+    second side itself; a residual has those of what it starts from.
+    """
     least = min(recipe.width, *widths)
     own = {"mlp": recipe.width, "ridge": widths[1]}
+    own["residual"] = own.get(recipe.start, least)
     return [own.get(kind, least) for kind in recipe.member_names]
 
 

@@ -33,10 +33,12 @@ from modalign.scoring import (
     result_matches,
 )
 from modalign.scoring.calibration import HITS
-from modalign.scoring.hubs import unit
+from modalign.scoring.hubs import best_results, unit
 from modalign.space.families import Family, Growth, Scoring, Sides
 from modalign.space.paired import PairedTables
 
+# Validation queries that corrections are chosen and calibrated by, at most.
+MOST_QUERIES = 10_000
 # Results of an index that a correction sorts anew, at least.
 RERANKED = 200
 # How a bank's tensor is called among a stage's weights.
@@ -206,7 +208,7 @@ def _direction(
     # Search of directed maps goes by contrast vectors where evaluation fuses both directions.
     score = "contrast" if sides.family.score == "fused" else None
     queries, gallery = sides.between(*direction, score=score)
-    positives = held.oriented(direction[0])
+    queries, positives = some_queries(queries, held.oriented(direction[0]))
     correction, tried = choose_correction(
         queries,
         gallery,
@@ -215,7 +217,7 @@ def _direction(
         candidates=candidates_of(recipe, direction_name(direction)),
     )
     correction = settled_correction(recipe, direction_name(direction)) or correction
-    similarity, rows = best_results(correction.applied(queries, gallery, bank).similarity(), HITS)
+    similarity, rows = correction.applied(queries, gallery, bank).best_results(HITS)
     matched = result_matches(rows, positives, gallery=len(gallery))
     calibration = fit_calibration(similarity.ravel(), matched.ravel(), gallery=len(gallery))
     # Of queries it was not fitted on.
@@ -231,11 +233,22 @@ def _direction(
     return Scoring(correction, calibration, kept), notes
 
 
-def best_results(similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best similarities of each query and their rows, [Q, k] both."""
-    k = min(k, similarity.shape[1])
-    rows = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(similarity, rows, axis=1), rows
+def some_queries(queries: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return as many queries as it takes, evenly spread, and their positives.
+
+    Each is compared with the whole gallery, by every correction that may be chosen.
+
+    Args:
+        queries: float [Q, D].
+        positives: (query, item), int64 [P, 2].
+    """
+    if len(queries) <= MOST_QUERIES:
+        return queries, positives
+    rows = np.linspace(0, len(queries) - 1, MOST_QUERIES).astype(np.int64)
+    place = np.full(len(queries), -1)
+    place[rows] = np.arange(len(rows))
+    kept = positives[place[positives[:, 0]] >= 0]
+    return queries[rows], np.stack([place[kept[:, 0]], kept[:, 1]], axis=1)
 
 
 def scored_hits(
