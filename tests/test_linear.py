@@ -136,6 +136,19 @@ def test_procrustes_is_a_rotation_and_no_other_one_is_closer():
         assert distance(rotation) <= distance(other) + 1e-3
 
 
+@pytest.mark.parametrize(("widths", "kept"), [((7, 5), 9), ((7, 5), 3), ((4, 6), 2)])
+def test_procrustes_between_leading_axes_is_that_of_the_rows_themselves(widths, kept):
+    x, y = drawn(widths=widths)
+    maps = ClosedForms(moments_of(x, y)).procrustes(kept)
+    kept = min(kept, *widths)
+    axes = [np.linalg.svd(centred(side), full_matrices=False)[2][:kept].T for side in (x, y)]
+    a, b = centred(x) @ axes[0], centred(y) @ axes[1]
+    left, _, right = np.linalg.svd(a.T @ b)
+    # Axes have no sign: similarities are compared.
+    found = maps.first.apply(x) @ maps.second.apply(y).T
+    np.testing.assert_allclose(found, a @ left @ right @ b.T, rtol=1e-3, atol=1e-2)
+
+
 def test_a_subspace_is_ridge_between_leading_axes():
     x, y = drawn()
     maps = ClosedForms(moments_of(x, y)).subspace(0.1, 3)

@@ -505,6 +505,18 @@ RECIPES: dict[str, tuple[Recipe, str]] = {
         CombinedRecipe(members="cca"),
         "Regularised canonical correlation: no training, some seconds",
     ),
+    "ridge": (
+        CombinedRecipe(members="ridge"),
+        "Ridge regression into the second modality's features: no training, some seconds",
+    ),
+    "procrustes": (
+        CombinedRecipe(members="procrustes"),
+        "A rotation between both sides' main directions (orthogonal Procrustes): likewise",
+    ),
+    "subspace": (
+        CombinedRecipe(members="subspace"),
+        "An affine map between low-dimensional subspaces of both sides: likewise",
+    ),
     "mlp": (
         CombinedRecipe(members="mlp", feature_dropout=0.0),
         "Two plain networks of two layers by InfoNCE: what others begin with, for comparison",

@@ -83,6 +83,7 @@ def compare(pairs: Path, out: Path, study: str | None, as_json: bool, **options:
       families     one shared space, or directed maps with as many parameters
       routers      how rows find their experts
       balance      what the loss that balances the experts' load changes
+      objectives   what else networks may be trained by, and from a closed form on
     """  # noqa: D301 - click reads the \b
     use_machine(options)
     from modalign import comparing

@@ -242,6 +242,23 @@ STUDIES: dict[str, tuple[Comparison, str]] = {
         ),
         "what the loss that balances the experts' load changes",
     ),
+    "objectives": (
+        Comparison(
+            (
+                Variant("info-nce", "mlp"),
+                Variant("sigmoid", "mlp", {"loss": "sigmoid"}),
+                Variant("distribution", "mlp", {"loss": "distribution"}),
+                Variant("mixup", "mlp", {"mixup": 1.0}),
+                Variant("neighbourhood", "mlp", {"neighbourhood_weight": 1.0}),
+                Variant("uniformity", "mlp", {"uniformity_weight": 0.1}),
+                Variant("alignment", "mlp", {"alignment_weight": 1.0}),
+                Variant("feature-dropout", "mlp", {"feature_dropout": 0.5}),
+                Variant("residual", "combined", {"members": "residual", "scoring": "none"}),
+                Variant("closed-form", "closed-form"),
+            )
+        ),
+        "what else networks may be trained by, and from a closed form on",
+    ),
 }
 
 
