@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -29,8 +30,11 @@ from modalign.space.joining import REGULARISATIONS, FirstMembers
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
 from modalign.space.shares import (
+    PRIOR,
+    Choices,
     chosen_shares,
     expected_weights,
+    likeliest_weights,
     mean_reciprocal_rank_both,
     usual_weights,
 )
@@ -334,17 +338,110 @@ def test_members_that_err_differently_are_joined_and_one_that_knows_nothing_is_l
     assert max(entry["mean_reciprocal_rank"] for entry in tried) > max(alone)
 
 
-def test_few_rows_leave_members_at_their_usual_weights():
-    members = [member(6, 0.8, 1), member(6, 0.8, 2), member(6, 0.8, 3)]
-    paired = PairedTables("image", "text", {}, np.stack([np.arange(6)] * 2, axis=1))
+def expected_of(members: list[dict[str, np.ndarray]], pairs: np.ndarray, usual: list[float]):
+    alone = [mean_reciprocal_rank_both(m["image"], m["text"], pairs) for m in members]
+    expected = np.array(expected_weights(usual, alone))
+    return expected / expected.sum()
+
+
+def test_few_rows_leave_members_about_where_they_are_expected():
+    members = [member(4, 0.8, 1), member(4, 0.8, 2), member(4, 0.8, 3)]
+    paired = PairedTables("image", "text", {}, np.stack([np.arange(4)] * 2, axis=1))
     usual = usual_weights(["cca", "residual", "mlp"])
     assert usual == [1.0, 0.5, 0.5]
     shares, _ = chosen_shares(members, paired, usual=usual)
-    alone = [mean_reciprocal_rank_both(m["image"], m["text"], paired.pairs) for m in members]
-    expected = np.array(expected_weights(usual, alone))
-    assert np.square(shares).tolist() == pytest.approx(expected / expected.sum())
+    expected = expected_of(members, paired.pairs, usual)
+    np.testing.assert_allclose(np.square(shares), expected, atol=0.1)
     assert usual_weights(["mlp", "residual"]) == [0.5, 0.5]
     assert usual_weights(["cca", "ridge", "mlp"]) == [0.5, 0.5, 1.0]
+
+
+def test_many_rows_move_members_to_what_finds_their_pairs():
+    """The third one repeats the first one's errors, which what each finds alone does not say."""
+    members = [member(600, 1.0, 1), member(600, 1.0, 2)]
+    members.append(members[0])
+    paired = PairedTables("image", "text", {}, np.stack([np.arange(600)] * 2, axis=1))
+    usual = [1.0, 1.0, 1.0]
+    shares, tried = chosen_shares(members, paired, usual=usual)
+    found = np.square(shares)
+    assert found[1] > expected_of(members, paired.pairs, usual)[1] + 0.05
+    *_, expected, chosen = tried
+    assert chosen["weights"] == pytest.approx(found.tolist())
+    assert chosen["mean_reciprocal_rank"] > expected["mean_reciprocal_rank"]
+
+
+def choices_of(rows: int = 7) -> Choices:
+    """Two members; the first query has two positives, the last item answers nobody."""
+    sides = [member(rows, 0.5, 1), member(rows, 2.0, 2)]
+    pairs = np.array([(0, 0), (0, 3), *((row, row) for row in range(1, rows - 1))])
+    return Choices.of([m["image"] for m in sides], [m["text"] for m in sides], pairs)
+
+
+def test_what_choices_cost_is_the_conditional_logit_in_loops():
+    choices, weights = choices_of(), np.array([3.0, 1.5])
+    assert choices.cosines.shape == (2, 6, 7)
+    cost = 0.0
+    for query in range(6):
+        odds = [float(weights @ choices.cosines[:, query, item]) for item in range(7)]
+        total = math.log(sum(math.exp(value) for value in odds))
+        positives = [item for item in range(7) if choices.chosen[query, item]]
+        assert positives == ([0, 3] if query == 0 else [query])
+        cost += sum(total - odds[item] for item in positives) / len(positives)
+    value, slope, curvature = choices.terms(weights)
+    assert value == pytest.approx(cost, rel=1e-5)
+    step = 1e-2
+    for n in range(2):
+        up, down = (choices.terms(weights + sign * step * np.eye(2)[n]) for sign in (1, -1))
+        assert (up[0] - down[0]) / (2 * step) == pytest.approx(slope[n], abs=1e-3)
+        np.testing.assert_allclose((up[1] - down[1]) / (2 * step), curvature[n], atol=1e-3)
+
+
+def test_choices_by_blocks_cost_what_they_cost_at_once(monkeypatch):
+    whole = choices_of().terms(np.array([3.0, 1.5]))
+    monkeypatch.setattr("modalign.space.shares.BLOCK", 14)
+    for found, wanted in zip(choices_of().terms(np.array([3.0, 1.5])), whole, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_of_very_many_queries_some_are_looked_at(monkeypatch):
+    monkeypatch.setattr("modalign.space.shares.MOST_COMPARED", 21)
+    assert choices_of().cosines.shape == (2, 3, 7)
+
+
+def test_likeliest_weights_are_those_that_a_search_finds():
+    """Held to what is expected, none below 0: a member that misleads is left out."""
+    sides = [member(60, 1.0, 1), member(60, 1.2, 2), member(60, 1.0, 3)]
+    misleading = {"image": sides[2]["image"], "text": -sides[2]["text"]}
+    parts = [(m["image"], m["text"]) for m in (*sides[:2], misleading)]
+    pairs = np.stack([np.arange(60)] * 2, axis=1)
+    expected = [0.5, 0.3, 0.2]
+    found = np.array(likeliest_weights(parts, pairs, expected=expected))
+    assert found[2] == 0
+    there = Choices.of([a for a, _ in parts], [b for _, b in parts], pairs)
+    back = Choices.of([b for _, b in parts], [a for a, _ in parts], pairs)
+
+    def cost(weights: np.ndarray) -> float:
+        return (there.terms(weights)[0] + back.terms(weights)[0]) / 2
+
+    scales = np.linspace(0.5, 30, 600)
+    scale = scales[np.argmin([cost(scale * np.array(expected)) for scale in scales])]
+
+    def held(weights: np.ndarray) -> float:
+        off = weights / scale - expected
+        return cost(weights) + PRIOR / 2 * float(off @ off)
+
+    rng = np.random.default_rng(0)
+    for size in (0.02, 0.2, 2.0):
+        for _ in range(60):
+            other = np.maximum(found + size * rng.standard_normal(3), 0)
+            assert held(found) <= held(other) + 0.01
+
+
+def test_members_that_know_nothing_stay_where_they_are_expected():
+    # Every item's opposite answers it: no weight above 0 makes that likelier.
+    parts = [(-m["text"], m["text"]) for m in (member(40, 1.0, 1), member(40, 1.0, 2))]
+    pairs = np.stack([np.arange(40)] * 2, axis=1)
+    assert likeliest_weights(parts, pairs, expected=[0.7, 0.3]) == [0.7, 0.3]
 
 
 def test_a_member_that_finds_less_counts_for_much_less_and_one_that_finds_half_not_at_all():

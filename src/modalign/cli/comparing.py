@@ -77,13 +77,14 @@ def compare(pairs: Path, out: Path, study: str | None, as_json: bool, **options:
 
     \b
     Studies:
-      moe-or-mlp   experts, or one dense network of as many parameters
-      alternation  one direction a step (in turn, drawn, adaptive), or all in every step
-      losses       prediction, contrast, or both, and what to search by
-      families     one shared space, or directed maps with as many parameters
-      routers      how rows find their experts
-      balance      what the loss that balances the experts' load changes
-      objectives   what else networks may be trained by, and from a closed form on
+      moe-or-mlp    experts, or one dense network of as many parameters
+      alternation   one direction a step (in turn, drawn, adaptive), or all in every step
+      losses        prediction, contrast, or both, and what to search by
+      families      one shared space, or directed maps with as many parameters
+      routers       how rows find their experts
+      balance       what the loss that balances the experts' load changes
+      objectives    what else networks may be trained by, and from a closed form on
+      closed-forms  which formula finds most
     """  # noqa: D301 - click reads the \b
     use_machine(options)
     from modalign import comparing

@@ -259,6 +259,16 @@ STUDIES: dict[str, tuple[Comparison, str]] = {
         ),
         "what else networks may be trained by, and from a closed form on",
     ),
+    "closed-forms": (
+        Comparison(
+            (
+                Variant("cca", "closed-form"),
+                *(Variant(name, name) for name in ("ridge", "procrustes", "subspace")),
+                Variant("cca-and-ridge", "closed-form", {"members": "cca,ridge"}),
+            )
+        ),
+        "which formula finds most",
+    ),
 }
 
 

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from modalign.connectors.members import CLOSED_FORMS
-from modalign.evaluation import beyond_chance, retrieval_ranks
+from modalign.evaluation import retrieval_ranks
 from modalign.space.paired import PairedTables
 
-# Of a member that joins others, against the first one's 1.
-SHARES = (0.5, 1.0, 2.0)
 # How much faster than what it finds a member's weight falls.
 WEIGHT_POWER = 6
 # A member that would count less, of all together, is left out.
 LEAST_WEIGHT = 0.02
-
-
-def reciprocal_ranks_both(
-    first: np.ndarray, second: np.ndarray, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return every query's reciprocal rank, of both directions."""
-    there = 1.0 / retrieval_ranks(first, second, pairs)
-    back = 1.0 / retrieval_ranks(second, first, pairs[:, ::-1])
-    return there, back
+# What is expected counts as much as so many pairs that tell members apart perfectly: a weight a
+# fifth from it costs half a unit of log likelihood.
+PRIOR = 25.0
+# A usual reciprocal of the temperature.
+START_SCALE = 15.0
+NEWTON_STEPS = 40
+# Similarities of a direction that are looked at, and at a time.
+MOST_COMPARED, BLOCK = 1 << 23, 1 << 20
 
 
 def mean_reciprocal_rank_both(first: np.ndarray, second: np.ndarray, pairs: np.ndarray) -> float:
     """Return the mean reciprocal rank, averaged over both directions."""
-    there, back = reciprocal_ranks_both(first, second, pairs)
+    there = 1.0 / retrieval_ranks(first, second, pairs)
+    back = 1.0 / retrieval_ranks(second, first, pairs[:, ::-1])
     return float(there.mean() + back.mean()) / 2
 
 
@@ -67,11 +66,12 @@ def expected_weights(usual: Sequence[float], alone: Sequence[float]) -> list[flo
 def chosen_shares(
     vectors: Sequence[Mapping[str, np.ndarray]], paired: PairedTables, *, usual: Sequence[float]
 ) -> tuple[list[float], list[dict[str, Any]]]:
-    """Choose how much each member's cosine counts, greedily, by the mean reciprocal rank.
+    """Choose how much each member's cosine counts, by how likely it makes the pairs.
 
-    They count as expected of what each finds alone (see `expected_weights`) unless that choice
-    gains on it by more than the best of so many would by chance (see `beyond_chance`): what few
-    rows say against a member is mostly that, and members together seldom err alike.
+    A query is taken as a choice among the gallery's items, whose log odds are the members'
+    cosines, each times its weight. The weights are those under which the pairs are likeliest,
+    none below 0; `PRIOR` holds them to what is expected of what each finds alone (see
+    `expected_weights`), from which few rows move them little.
 
     Args:
         vectors: Of each member, unit vectors by modality.
@@ -79,37 +79,180 @@ def chosen_shares(
         usual: Weights of members that find as much, see `usual_weights`.
 
     Returns:
-        Shares whose squares sum to 1, and what was tried.
+        Shares whose squares sum to 1; and the mean reciprocal rank of each member alone, of the
+        expected weights and of those chosen.
+
+    Source: McFadden 1974, Conditional logit analysis of qualitative choice behavior; as weights
+    of models, Wolpert 1992, Stacked generalization.
     """
-    count = len(vectors)
+    sides = [(v[paired.first], v[paired.second]) for v in vectors]
+    count = len(sides)
     tried: list[dict[str, Any]] = []
-    ranks: dict[tuple[float, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def rank(weights: Sequence[float]) -> float:
         first, second = (
             np.concatenate(
-                [w**0.5 * v[m] for w, v in zip(weights, vectors, strict=True) if w], axis=1
+                [w**0.5 * side[place] for w, side in zip(weights, sides, strict=True) if w], axis=1
             )
-            for m in (paired.first, paired.second)
+            for place in (0, 1)
         )
-        ranks[tuple(weights)] = there, back = reciprocal_ranks_both(first, second, paired.pairs)
-        found = float(there.mean() + back.mean()) / 2
+        found = mean_reciprocal_rank_both(first, second, paired.pairs)
         tried.append({"weights": list(weights), "mean_reciprocal_rank": round(found, 6)})
         return found
 
     alone = [rank([float(m == n) for m in range(count)]) for n in range(count)]
-    expected = expected_weights(usual, alone)
+    expected = parts_of_one(expected_weights(usual, alone))
     rank(expected)
-    order = sorted(range(count), key=lambda n: -alone[n])
-    best = [float(n == order[0]) for n in range(count)]
-    top = alone[order[0]]
-    for number in order[1:]:
-        options = [[*best[:number], share, *best[number + 1 :]] for share in SHARES]
-        found = [rank(option) for option in options]
-        if max(found) > top:
-            top, best = max(found), options[int(np.argmax(found))]
-    gains = [m - o for m, o in zip(ranks[tuple(best)], ranks[tuple(expected)], strict=True)]
-    if not beyond_chance(gains, tried=len(tried)):
-        best = expected
-    total = sum(best)
-    return [(weight / total) ** 0.5 for weight in best], tried
+    best = parts_of_one(likeliest_weights(sides, paired.pairs, expected=expected))
+    if best != expected:
+        rank(best)
+    return [weight**0.5 for weight in best], tried
+
+
+def parts_of_one(weights: Sequence[float]) -> list[float]:
+    """Return weights that sum to 1, in thousandths: what is less is rounding.
+
+    One below `LEAST_WEIGHT` is left out.
+    """
+    total = sum(weights)
+    kept = [round(w / total, 3) if w >= LEAST_WEIGHT * total else 0.0 for w in weights]
+    return [weight / sum(kept) for weight in kept]
+
+
+def likeliest_weights(
+    sides: Sequence[tuple[np.ndarray, np.ndarray]], pairs: np.ndarray, *, expected: Sequence[float]
+) -> list[float]:
+    """Return the weights of cosines under which pairs are likeliest, in both directions.
+
+    Args:
+        sides: Of each member, unit vectors of both sides, float [A, D] and [B, D].
+        pairs: Which belong together, int64 [P, 2].
+        expected: What the weights are held to, by `PRIOR`; they sum to 1.
+
+    Returns:
+        Weights, 0 or more; their sum is the best temperature's reciprocal.
+    """
+    prior = np.asarray(expected, np.float64)
+    choices = [
+        Choices.of([a for a, _ in sides], [b for _, b in sides], pairs),
+        Choices.of([b for _, b in sides], [a for a, _ in sides], pairs[:, ::-1]),
+    ]
+    together = [choice.joined(prior) for choice in choices]
+    scale = _minimum(lambda weights: _both(together, weights), np.array([START_SCALE]))[0]
+    if not scale > 0:
+        return list(expected)
+    held = PRIOR / scale**2
+
+    def cost(weights: np.ndarray) -> Terms:
+        value, slope, curvature = _both(choices, weights)
+        off = weights - scale * prior
+        return (
+            value + held * float(off @ off) / 2,
+            slope + held * off,
+            curvature + held * np.eye(len(off)),
+        )
+
+    return [float(weight) for weight in _minimum(cost, scale * prior)]
+
+
+# A cost, its slope [M] and its curvature [M, M].
+Terms = tuple[float, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Queries that choose among the items of a gallery.
+
+    Attributes:
+        cosines: Of each member, float32 [M, Q, G].
+        chosen: How much of its choice each query gives each item: 0, or one over the number of
+            its positives; float32 [Q, G].
+    """
+
+    cosines: np.ndarray
+    chosen: np.ndarray
+
+    @classmethod
+    def of(
+        cls, queries: Sequence[np.ndarray], gallery: Sequence[np.ndarray], pairs: np.ndarray
+    ) -> Choices:
+        """Compare each member's queries that have a positive with its gallery.
+
+        Of very many queries some, evenly spread, are enough for a handful of weights.
+        """
+        asked = np.unique(pairs[:, 0])
+        most = max(1, MOST_COMPARED // len(gallery[0]))
+        if len(asked) > most:
+            asked = asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
+        place = np.full(len(queries[0]), -1)
+        place[asked] = np.arange(len(asked))
+        known = pairs[place[pairs[:, 0]] >= 0]
+        chosen = np.zeros((len(asked), len(gallery[0])), np.float32)
+        chosen[place[known[:, 0]], known[:, 1]] = 1.0
+        chosen /= chosen.sum(1, keepdims=True)
+        cosines = [q[asked].astype(np.float32) @ g.T for q, g in zip(queries, gallery, strict=True)]
+        return cls(np.stack(cosines).astype(np.float32), chosen)
+
+    def joined(self, weights: np.ndarray) -> Choices:
+        """Return the choices by one member, which is all of them by some weights."""
+        return Choices(np.tensordot(weights.astype(np.float32), self.cosines, 1)[None], self.chosen)
+
+    def terms(self, weights: np.ndarray) -> Terms:
+        """Return what the choices cost, less their log likelihood: a sum over queries.
+
+        Args:
+            weights: Of the members, float [M].
+        """
+        value, slope = 0.0, np.zeros(len(weights))
+        curvature = np.zeros((len(weights), len(weights)))
+        size = max(1, BLOCK // self.chosen.shape[1])
+        for start in range(0, len(self.chosen), size):
+            cosines = self.cosines[:, start : start + size]
+            chosen = self.chosen[start : start + size]
+            odds = np.tensordot(weights.astype(np.float32), cosines, 1)
+            top = odds.max(1, keepdims=True)
+            likely = np.exp(odds - top)
+            total = likely.sum(1, keepdims=True)
+            likely /= total
+            value += float((top + np.log(total)).sum() - (odds * chosen).sum())
+            # By query, each member's mean cosine; then how cosines vary together.
+            means = np.einsum("qg,mqg->mq", likely, cosines).astype(np.float64)
+            slope += means.sum(1) - np.einsum("qg,mqg->m", chosen, cosines)
+            weighted = (cosines * likely).reshape(len(weights), -1)
+            curvature += weighted @ cosines.reshape(len(weights), -1).T - means @ means.T
+        return value, slope, curvature
+
+
+def _both(choices: Sequence[Choices], weights: np.ndarray) -> Terms:
+    """Return the mean cost of both directions: the same pairs are chosen twice."""
+    (v, s, c), (w, t, d) = (choice.terms(weights) for choice in choices)
+    return (v + w) / 2, (s + t) / 2, (c + d) / 2
+
+
+def _minimum(cost: Callable[[np.ndarray], Terms], start: np.ndarray) -> np.ndarray:
+    """Return where a convex cost is least, no number below 0: Newton's method, projected.
+
+    Source: Bertsekas 1982, Projected Newton methods for optimization problems with simple
+    constraints.
+    """
+    weights = np.asarray(start, np.float64)
+    for _ in range(NEWTON_STEPS):
+        value, slope, curvature = cost(weights)
+        # What is 0 and would become less stays.
+        free = np.flatnonzero((weights > 0) | (slope < 0))
+        if not len(free):
+            break
+        bent = curvature[np.ix_(free, free)]
+        bent = bent + 1e-9 * max(float(np.trace(bent)), 1e-9) * np.eye(len(free))
+        newton, plain = np.zeros_like(weights), np.zeros_like(weights)
+        newton[free] = -np.linalg.solve(bent, slope[free])
+        # Where one number arrives at 0 the others' step may lead up: each for itself leads down.
+        plain[free] = -slope[free] / np.diag(bent)
+        steps = (share * step for step in (newton, plain) for share in 0.5 ** np.arange(8))
+        moved = (np.maximum(weights + step, 0.0) for step in steps)
+        found = next((there for there in moved if cost(there)[0] < value), weights)
+        arrived = np.abs(found - weights).max() <= 1e-4 * max(float(found.max()), 1.0)
+        weights = found
+        if arrived:
+            break
+    return weights
