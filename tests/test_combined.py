@@ -24,9 +24,16 @@ from modalign.report import write_report
 from modalign.report.spaces import measure
 from modalign.scoring import NoCorrection
 from modalign.space import Space
+from modalign.space.choosing import for_more_rows
 from modalign.space.encoded import encode_pairs
 from modalign.space.held import parted
-from modalign.space.joining import REGULARISATIONS, FirstMembers
+from modalign.space.joining import (
+    HALF,
+    REGULARISATIONS,
+    FirstMembers,
+    Settings,
+    best_settings,
+)
 from modalign.space.paired import PairedTables
 from modalign.space.scored import RERANKED
 from modalign.space.shares import (
@@ -707,17 +714,34 @@ def test_a_residual_starts_from_any_closed_form(world, tmp_path, start):
 
 
 def test_the_strength_kept_of_a_closed_form_is_the_best_of_those_tried(world, tmp_path):
+    found = made(world, tmp_path / "s", SMALL.changed({"members": "ridge"}))
+    notes = found.stages[0].record["members"]["ridge"]
     tried = {}
-    for regularisation in REGULARISATIONS:
-        recipe = SMALL.changed({"members": "ridge", "regularisation": regularisation})
-        record = made(world, tmp_path / f"{regularisation}", recipe).stages[0].record
-        tried[regularisation] = record["members"]["ridge"]["mean_reciprocal_rank"]
-    recipe = SMALL.changed({"members": "ridge"})
-    found = made(world, tmp_path / "s", recipe).stages[0].record["members"]["ridge"]
-    assert found["tried"] == len(tried)
+    for strength in {*REGULARISATIONS, notes["regularisation"]}:
+        recipe = SMALL.changed({"members": "ridge", "regularisation": strength})
+        record = made(world, tmp_path / f"{strength}", recipe).stages[0].record
+        tried[strength] = record["members"]["ridge"]["mean_reciprocal_rank"]
+    assert notes["tried"] == len(REGULARISATIONS) + 2
     assert len(set(tried.values())) > 1
-    assert found["mean_reciprocal_rank"] == max(tried.values())
-    assert tried[found["regularisation"]] == max(tried.values())
+    assert notes["mean_reciprocal_rank"] == max(tried.values())
+    assert tried[notes["regularisation"]] == max(tried.values())
+
+
+def test_settings_are_looked_for_half_way_to_the_next_too():
+    def rank(settings: Settings) -> float:
+        return -abs(math.log(settings.regularisation / 0.5)) - abs(settings.power - 0.5)
+
+    options = [Settings(r, p) for r in REGULARISATIONS for p in (0.25, 0.5, 1.0)]
+    found = best_settings(options, rank)
+    assert found.power == 0.5
+    assert 0.5 / math.sqrt(HALF) < found.regularisation < 0.5 * math.sqrt(HALF)
+    assert found not in options
+    assert best_settings(options[:1], rank) == options[0]
+
+
+def test_more_rows_need_a_weaker_closed_form():
+    forms = {"cca": {"regularisation": 0.3, "power": 0.5}}
+    assert for_more_rows(forms, 1.5) == {"cca": {"regularisation": 0.2, "power": 0.5}}
 
 
 def test_unknown_parts_are_refused():

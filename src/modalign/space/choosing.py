@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +28,7 @@ from modalign.scoring import NoCorrection, best_candidate
 from modalign.space.combined import CombinedSpace
 from modalign.space.families import Growth, Sides
 from modalign.space.held import ENOUGH, parted
-from modalign.space.joining import FirstMembers
+from modalign.space.joining import FirstMembers, Settings, best_settings
 from modalign.space.paired import PairedTables
 from modalign.space.scored import candidates_of, correction_ranks, direction_name
 from modalign.storage import read_json, sweep, write_json
@@ -115,7 +116,10 @@ def choose(
         limit=MOST_BEFORE * recipe.budget,
     )
     found, notes = trial.settled(result, ranks)
+    forms = for_more_rows(forms, len(paired.pairs) / len(train.pairs))
+    found = replace(found, settled=replace(found.settled, closed_forms=forms))
     notes |= {
+        "closed_forms": forms,
         "steps": 0 if too_few else steps,
         "steps_taken": result.steps,
         "budget": recipe.budget,
@@ -232,7 +236,6 @@ class _Trial:
             "kept": [name for name, _ in kept],
             "shares": [round(share**2, 4) for _, share in kept],
             "tried": settled["tried"],
-            "closed_forms": self.recipe.settled.closed_forms,
             "corrections": corrections,
             "compared": compared(self, alone, corrected),
         }
@@ -311,14 +314,15 @@ def _closed_forms(
     if not names:
         return {}, {}
     plain = replace(recipe, members=",".join(dict.fromkeys(names)))
-    found: dict[str, dict[tuple[float, float], list[float]]] = {}
-    for train, held in parts:
-        *_, job = fitted(plain, widths, train, held, seed=seed, device=device)
-        for name, ranked in job.ranked.items():
-            for settings, rank in ranked.items():
-                found.setdefault(name, {}).setdefault(settings, []).append(rank)
-    best = {name: max(tried, key=lambda s: np.mean(tried[s])) for name, tried in found.items()}
-    forms = {name: {"regularisation": r, "power": p} for name, (r, p) in best.items()}
+    jobs = [fitted(plain, widths, *part, seed=seed, device=device)[-1] for part in parts]
+
+    def mean_rank(name: str, tried: Settings) -> float:
+        return float(np.mean([job.rank(name, tried) for job in jobs]))
+
+    forms = {
+        name: best_settings(jobs[0].settings(name), partial(mean_rank, name))._asdict()
+        for name in dict.fromkeys(names)
+    }
     plain = replace(plain, members=names[0], settled=Settled(closed_forms=forms))
     ranks: dict[str, list[np.ndarray]] = {}
     for train, held in parts:
@@ -327,6 +331,19 @@ def _closed_forms(
         for name, by_correction in each.items():
             ranks.setdefault(name, []).append(by_correction)
     return forms, ranks
+
+
+def for_more_rows(
+    forms: Mapping[str, Mapping[str, float]], times: float
+) -> dict[str, dict[str, float]]:
+    """Return closed forms' settings for so many times the rows that they were chosen on.
+
+    What is regularised is a mean over rows: of twice as many, half as much is as strong.
+    """
+    return {
+        name: {**found, "regularisation": round(found["regularisation"] / times, 6)}
+        for name, found in forms.items()
+    }
 
 
 def _digest(paired: PairedTables) -> str:

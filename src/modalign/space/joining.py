@@ -6,9 +6,9 @@ Each network trains by a loss of its own; what they share is the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,31 @@ from modalign.training.batches import Batch
 # What is tried where the recipe leaves it open.
 REGULARISATIONS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 POWERS = (0.25, 0.5, 1.0)
+# From one strength half way to the next.
+HALF = 1.8
 # Pairs whose features are read at a time.
 PAIR_ROWS = 8192
+
+
+class Settings(NamedTuple):
+    """What a closed form is fitted with; see `CombinedRecipe`."""
+
+    regularisation: float
+    power: float = 1.0
+
+
+def best_settings(options: Sequence[Settings], rank: Callable[[Settings], float]) -> Settings:
+    """Return the settings that rank best, of some and of those half way to the next strength.
+
+    Args:
+        options: What is tried first; where it is one alone it is taken.
+        rank: Returns how good settings are.
+    """
+    if len(options) == 1:
+        return options[0]
+    best = max(options, key=rank)
+    between = [best._replace(regularisation=best.regularisation * f) for f in (1 / HALF, HALF)]
+    return max([best, *between], key=rank)
 
 
 class MembersObjective(StageObjective):
@@ -77,8 +100,8 @@ class MembersObjective(StageObjective):
         self.device = family.device
         self.seed = seed
         self.notes: dict[str, Any] = {}
-        # Of closed forms, the mean reciprocal rank by regularisation and power.
-        self.ranked: dict[str, dict[tuple[float, float], float]] = {}
+        # Of closed forms, the mean reciprocal rank by what they were fitted with.
+        self.ranked: dict[str, dict[Settings, float]] = {}
         kinds = recipe.member_names
         self.trained = [number for number, kind in enumerate(kinds) if kind in TRAINED]
         self._freeze()
@@ -190,41 +213,46 @@ class FirstMembers(MembersObjective):
         moments = PairMoments(tables[first].width, tables[second].width, names=(first, second))
         for block in self._pair_blocks():
             moments.add(*block)
-        forms = ClosedForms(moments)
-        fitted = {method: self._chosen(forms, method) for method in sorted(wanted)}
+        self.forms = ClosedForms(moments)
+        fitted = {method: self._chosen(method) for method in sorted(wanted)}
         for number, kind in enumerate(kinds):
             method = self.recipe.start if kind == "residual" else kind
             if method in fitted:
                 for modality, side in zip((first, second), sides_of(fitted[method]), strict=True):
                     begin(self.model.of(modality).members[number], side)
 
-    def _chosen(self, forms: ClosedForms, method: str) -> LinearMaps:
+    def _chosen(self, method: str) -> LinearMaps:
         """Return the closed form whose settings rank best on validation rows."""
-        width = min(self.recipe.width, *forms.widths)
-        tried = []
-        for regularisation, power in self._settings(method):
-            maps = forms.fit(method, regularisation=regularisation, width=width, power=power)
-            tried.append((self._reciprocal_rank(maps), regularisation, power, maps))
-            if method == "procrustes":
-                break
-        best = max(tried, key=lambda entry: entry[0])
-        self.ranked[method] = {(entry[1], entry[2]): entry[0] for entry in tried}
+        best = best_settings(self.settings(method), lambda tried: self.rank(method, tried))
         self.notes[method] = {
-            "regularisation": best[1],
-            "power": best[2],
-            "mean_reciprocal_rank": round(best[0], 6),
-            "tried": len(tried),
+            "regularisation": best.regularisation,
+            "power": best.power,
+            "mean_reciprocal_rank": round(self.rank(method, best), 6),
+            "tried": len(self.ranked[method]),
         }
-        return best[3]
+        return self._fit(method, best)
 
-    def _settings(self, method: str) -> list[tuple[float, float]]:
-        """Return what is tried of a closed form: regularisations and powers."""
+    def settings(self, method: str) -> list[Settings]:
+        """Return what is tried of a closed form."""
         recipe, settled = self.recipe, self.recipe.settled.closed_forms
         if method in settled:
-            return [(settled[method]["regularisation"], settled[method]["power"])]
+            return [Settings(settled[method]["regularisation"], settled[method]["power"])]
         regularisations = [recipe.regularisation] if recipe.regularisation else REGULARISATIONS
         powers = ([recipe.power] if recipe.power else POWERS) if method == "cca" else [1.0]
-        return list(product(regularisations, powers))
+        found = [Settings(r, p) for r, p in product(regularisations, powers)]
+        return found[:1] if method == "procrustes" else found
+
+    def rank(self, method: str, settings: Settings) -> float:
+        """Return the mean reciprocal rank that a closed form has on validation rows."""
+        known = self.ranked.setdefault(method, {})
+        if settings not in known:
+            known[settings] = self._reciprocal_rank(self._fit(method, settings))
+        return known[settings]
+
+    def _fit(self, method: str, settings: Settings) -> LinearMaps:
+        width = min(self.recipe.width, *self.forms.widths)
+        regularisation, power = settings
+        return self.forms.fit(method, regularisation=regularisation, width=width, power=power)
 
     def _reciprocal_rank(self, maps: LinearMaps) -> float:
         paired = self.validation
@@ -328,19 +356,22 @@ class LaterMembers(MembersObjective):
             standard = self.model.of(paired.first).standardized(values, mask).cpu().numpy()
         gallery = self.member_vectors(paired)[number][paired.second]
         chosen = self.recipe.regularisation
-        tried = []
-        for regularisation in [chosen] if chosen else REGULARISATIONS:
-            maps = forms.fit("ridge", regularisation=regularisation, width=0, power=1.0)
-            # Into the anchor's vectors themselves, their mean among them.
-            into = AffineMap(maps.first.matrix, maps.first.offset + moments.mean_y)
-            rank = mean_reciprocal_rank_both(into.apply(standard), gallery, paired.pairs)
-            tried.append((rank, regularisation, into))
-        best = max(tried, key=lambda entry: entry[0])
+
+        def into(settings: Settings) -> AffineMap:
+            """Map into the anchor's vectors themselves, their mean among them."""
+            maps = forms.fit("ridge", regularisation=settings.regularisation, width=0, power=1.0)
+            return AffineMap(maps.first.matrix, maps.first.offset + moments.mean_y)
+
+        def rank(settings: Settings) -> float:
+            mapped = into(settings).apply(standard)
+            return mean_reciprocal_rank_both(mapped, gallery, paired.pairs)
+
+        best = best_settings([Settings(r) for r in ([chosen] if chosen else REGULARISATIONS)], rank)
         self.notes[f"ridge {number}"] = {
-            "regularisation": best[1],
-            "mean_reciprocal_rank": round(best[0], 6),
+            "regularisation": best.regularisation,
+            "mean_reciprocal_rank": round(rank(best), 6),
         }
-        return best[2]
+        return into(best)
 
     def loss(self, step: int) -> Tensor:
         """Return the sum of the networks' losses against what is frozen."""
