@@ -38,7 +38,7 @@ def main() -> None:
     cases = []
     for name, found in shown.items():
         for way in found["directions"]:
-            held = [holds(case) for case in way["left_out"]]
+            held = [case["held"] for case in way["left_out"]]
             cases += held
             sizes = ", ".join(f"{e['items']:,}: {e['recall_at_1']:.3f}" for e in way["measured"])
             print(f"{name}, {way['from']} -> {way['to']}: {sizes}")
@@ -47,12 +47,6 @@ def main() -> None:
                 low, high = entry["interval_80"]
                 print(f"  {entry['items']:,}: {entry['recall_at_1']:.3f} ({low:.3f}-{high:.3f})")
     print(f"in all {sum(cases)} of {len(cases)} held: {sum(cases) / len(cases):.0%}")
-
-
-def holds(case: dict[str, Any]) -> bool:
-    """Return whether what was measured lies in the interval."""
-    low, high = case["interval_80"]
-    return bool(low <= case["measured"] <= high)
 
 
 def forecast(name: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -38,6 +38,13 @@ def test_it_writes_a_page_and_the_figures(told: tuple[Path, DemoResult]):
     assert page.count("<img") + page.count("<audio") + page.count("<video") >= 12
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert len(report["directions"]) == 12
+    beside = report["closed_form"]["directions"]
+    assert {frozenset((line["from"], line["to"])) for line in beside} == {
+        frozenset((other, "text")) for other in ("image", "audio", "video")
+    }
+    assert len(beside) == 6
+    assert report["closed_form"]["left_out"] == []
+    assert "Closed form: regularised canonical correlation" in page
     shown = result.as_json()
     assert shown.keys() >= {
         "space", "stage", "trainable_parameters", "encoded", "seconds", "validation",

@@ -7,17 +7,29 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from modalign.encoders import load_encoder
 from modalign.errors import DataError, UsageError
+from modalign.pairs import Pairs, read_pairs
+from modalign.recipes import CombinedRecipe, Recipe
 from modalign.report import Hit, Report, SearchExample, Shown, StageSummary, experts, write_report
+from modalign.report.baselines import told
+from modalign.report.choices import settings, tried
 from modalign.report.curves import BOTTOM, LEFT, RIGHT, TOP, round_values, stage_charts
 from modalign.report.figures import arrow, count, duration, share, small_share
+from modalign.report.formulas import closed_forms_of, rows_measured
+from modalign.report.spaces import Measured, measure
 from modalign.report.writing import recall_matrix
+from modalign.space import Space, align
+from vector_spaces import DIRECTED, key, spec, write_table, write_vectors, write_world
+from vector_spaces import RECIPE as SHARED
 
 HOSTILE = "<script>alert('1')</script>\"&"
-EMPTY_ELEMENTS = {"meta", "img", "br", "link", "circle", "path", "polyline"}
+EMPTY_ELEMENTS = {"meta", "img", "br", "link"}
 # The smallest bytes are enough: nothing here decodes them.
 MEDIA = {"image": "0.png", "audio": "0.wav", "video": "0.mp4"}
 
@@ -459,6 +471,7 @@ def test_the_json_file_holds_all_of_the_report_with_paths_seen_from_its_folder(t
         *(
             "directions",
             "measured_on",
+            "closed_form",
             "routing",
             "stored",
             "forecast",
@@ -468,6 +481,7 @@ def test_the_json_file_holds_all_of_the_report_with_paths_seen_from_its_folder(t
         ),
     ]
     assert written["routing"] == []
+    assert written["closed_form"] == {}
     assert written["verify"] == VERIFY
     assert written["directions"] == [dict(line) for line in full.directions]
     assert written["stages"][0]["validation"] == {"directions": [direction("image", "text")]}
@@ -598,3 +612,364 @@ def test_the_plain_table_has_a_dash_where_an_expert_cannot_be_chosen():
     assert lines[0].split() == ["load", "by", "expert", "rows", "evenness", *"01234"]
     assert lines[4].split()[-6:] == ["0.875", "–", ".400", ".400", "–", "–"]
     assert lines[-1].split() == ["all", "1,500", "0.875", ".500", ".250", ".250", ".000", ".000"]
+
+
+# Closed forms beside the space -------------------------------------------------------------
+
+CLOSED = CombinedRecipe(members="cca")
+QUICK = {"min_steps": 4, "validate_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), rows=200)
+
+
+def pairs_of(table: Path, *modalities: str, **options: Any) -> Pairs:
+    return read_pairs(table, modalities, reads=dict.fromkeys(modalities, "key"), **options)
+
+
+def made(world: Path, out: Path, recipe: Recipe, pairs: Pairs) -> Space:
+    encoders = {name: load_encoder(spec(world, name), modality=name) for name in pairs.modalities}
+    return align(pairs, encoders, out=out, recipe=recipe, cache=out.parent / "features")
+
+
+def add(space: Space, world: Path, pairs: Pairs, **options: Any) -> Space:
+    encoder = load_encoder(spec(world, "audio"), modality="audio")
+    return space.add(pairs, encoder, cache=space.folder.parent / "features", **options)
+
+
+def measured(space: Space, pairs: Pairs, **options: Any) -> Measured:
+    encoded = space.encode_pairs(pairs, cache=space.folder.parent / "features")
+    return measure(space, encoded, **options)
+
+
+def ways(lines: Any) -> list[tuple[str, str]]:
+    return [(line["from"], line["to"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def closed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    """A space of a closed form and nothing else."""
+    folder = tmp_path_factory.mktemp("closed")
+    return made(world, folder / "s", CLOSED, pairs_of(world / "pairs.csv", "image", "text"))
+
+
+@pytest.mark.parametrize("split", ["validation", "all", "train"])
+def test_beside_a_space_that_is_a_closed_form_stands_the_same(world, closed, split):
+    pairs = pairs_of(world / "pairs.csv", "image", "text", validation=0.0)
+    found = measured(closed, pairs if split == "all" else closed.as_trained(pairs), split=split)
+    assert [each.gallery for each in found.directions] == [
+        {"validation": 20, "all": 200, "train": 180}[split]
+    ] * 2
+    assert found.closed_form == {
+        "member": "cca",
+        "split": split,
+        "directions": [each.as_json() for each in found.directions],
+        "left_out": [],
+    }
+
+
+@pytest.mark.parametrize("recipe", [SHARED, CLOSED, DIRECTED], ids=lambda recipe: recipe.family)
+def test_all_that_was_trained_together_has_a_closed_form_and_nothing_else(
+    world, tmp_path, recipe, closed
+):
+    quick = recipe.changed(QUICK)
+    space = made(world, tmp_path / "s", quick, pairs_of(world / "pairs.csv", "image", "text"))
+    add(space, world, pairs_of(world / "pairs.csv", "audio", "text"))
+    pairs = space.as_trained(pairs_of(world / "pairs.csv", "image", "text", "audio"))
+    told_of: list[tuple[Any, ...]] = []
+    found = measured(space, pairs, progress=lambda *each: told_of.append(each))
+    assert len(found.directions) == 6
+    assert ways(found.closed_form["directions"]) == [
+        *(("image", "text"), ("text", "image"), ("text", "audio"), ("audio", "text")),
+    ]
+    # The same rows, pairs and formula, whatever was trained beside it.
+    alone = measured(closed, closed.as_trained(pairs_of(world / "pairs.csv", "image", "text")))
+    assert found.closed_form["directions"][:2] == alone.closed_form["directions"]
+    assert found.closed_form["left_out"] == []
+    assert told_of == [
+        ("closed form", 1, 2, "image and text"),
+        ("closed form", 2, 2, "text and audio"),
+    ]
+
+
+def test_three_modalities_of_a_first_stage_have_a_closed_form_each_two(world, tmp_path):
+    pairs = pairs_of(world / "pairs.csv", "image", "text", "audio")
+    space = made(world, tmp_path / "s", DIRECTED.changed(QUICK), pairs)
+    found = measured(space, space.as_trained(pairs))
+    assert sorted(ways(found.closed_form["directions"])) == sorted(space.directions())
+    one_way = measured(space, space.as_trained(pairs), directions=[("audio", "image")])
+    assert ways(one_way.closed_form["directions"]) == [("audio", "image")]
+
+
+def test_each_stage_has_a_closed_form_of_the_rows_it_was_trained_on(world, tmp_path):
+    """The later one was trained on another file, with validation rows of its own."""
+    table = world / "pairs.csv"
+    space = made(world, tmp_path / "s", CLOSED, pairs_of(table, "image", "text"))
+    rest = [[key("audio", row), key("text", row)] for row in range(100)]
+    part = write_table(tmp_path / "part.csv", ["audio", "text"], rest)
+    add(space, world, pairs_of(part, "audio", "text", validation=0.3))
+    assert [stage.record["pairs"]["rows"]["train"] for stage in space.stages] == [180, 70]
+    everything = pairs_of(table, "image", "text", "audio", validation=0.0)
+    encoded, own = (
+        space.encode_pairs(pairs, cache=tmp_path / "features")
+        for pairs in (everything, pairs_of(part, "audio", "text", validation=0.0))
+    )
+    asked: dict[str, Any] = {"split": None, "seed": 0, "progress": lambda *_: None}
+    directions = space.evaluate_encoded(encoded, split="all")
+    found = closed_forms_of(space, encoded, directions, trained_on=[encoded, own], **asked)
+    assert len(found["directions"]) == 4
+    assert {line["gallery"] for line in found["directions"]} == {200}
+    without = closed_forms_of(space, encoded, directions, trained_on=[encoded], **asked)
+    assert ways(without["directions"]) == [("image", "text"), ("text", "image")]
+    (left,) = without["left_out"]
+    assert left["modalities"] == ["text", "audio"]
+    assert left["why"] == (
+        "pairs.csv: not the pairs that text and audio were trained on, expected part.csv as it "
+        "was then; report on that one"
+    )
+
+
+def test_pairs_without_training_rows_have_a_report_without_a_closed_form(world, closed, tmp_path):
+    rows = [[key(m, row) for m in ("image", "text")] for row in range(30)]
+    held = write_table(tmp_path / "held.csv", ["image", "text"], rows)
+    found = measured(closed, pairs_of(held, "image", "text", validation=0.0), split="all")
+    assert found.closed_form["directions"] == []
+    page = page_of(tmp_path / "out", found.report())
+    assert "Closed form" not in page.text("th")
+    (note,) = [words for words in page.text("p") if "closed form" in words]
+    assert note == (
+        "No closed form for image and text (held.csv: not the pairs that image and text were "
+        "trained on, expected pairs.csv as it was then; report on that one)."
+    )
+
+
+def test_pairs_that_lost_training_rows_have_no_closed_form(world, closed):
+    pairs = closed.as_trained(pairs_of(world / "pairs.csv", "image", "text"))
+    row = int(np.flatnonzero(pairs.splits == 0)[0])
+    found = measured(closed, pairs.without("image", [row], ["gone"]))
+    (left,) = found.closed_form["left_out"]
+    assert left["why"] == (
+        "pairs.csv: 179 training and 20 validation rows are left, expected 180 and 20 as in "
+        "training; mend the items that are missing now"
+    )
+
+
+@pytest.mark.parametrize(("rows", "fitted"), [(15, False), (16, True)])
+def test_too_few_rows_to_train_on_have_no_closed_form(tmp_path, rows, fitted):
+    world = write_world(tmp_path, rows=rows + 4)
+    splits = ["train"] * rows + ["validation"] * 4
+    lines = [[key("image", row), key("text", row), split] for row, split in enumerate(splits)]
+    table = write_table(tmp_path / "few.csv", ["image", "text", "split"], lines)
+    space = made(world, tmp_path / "s", CLOSED, pairs_of(table, "image", "text"))
+    found = measured(space, pairs_of(table, "image", "text")).closed_form
+    assert ways(found["directions"]) == ([("image", "text"), ("text", "image")] if fitted else [])
+    assert [left["why"] for left in found["left_out"]] == (
+        []
+        if fitted
+        else [
+            "few.csv: 15 image items to train on and 4 validation pairs, expected 16 or more and "
+            "some; give more pairs"
+        ]
+    )
+
+
+def test_what_the_closed_form_refuses_is_said_and_the_report_is_written(tmp_path):
+    """All pictures look alike to their encoder."""
+    world = write_world(tmp_path, rows=60)
+    write_vectors(world / "image.npz", np.ones((60, 24)), [key("image", row) for row in range(60)])
+    pairs = pairs_of(world / "pairs.csv", "image", "text")
+    space = made(world, tmp_path / "s", SHARED.changed(QUICK), pairs)
+    found = measured(space, space.as_trained(pairs))
+    (left,) = found.closed_form["left_out"]
+    assert "all features of the image side are equal" in left["why"]
+    page = page_of(tmp_path / "out", found.report())
+    assert any("No closed form for image and text" in words for words in page.text("p"))
+
+
+def test_items_without_a_partner_stay_in_the_gallery_of_the_closed_form(world, tmp_path):
+    rows = [[key("image", row), key("text", row), key("audio", row)] for row in range(30)]
+    for row in rows[:10]:
+        row[2] = ""
+    table = write_table(tmp_path / "gaps.csv", ["image", "text", "audio"], rows)
+    pairs = pairs_of(table, "image", "text", "audio", may_be_empty=True, validation=0.0)
+    space = made(world, tmp_path / "s", CLOSED, pairs_of(world / "pairs.csv", "image", "text"))
+    add(space, world, pairs_of(world / "pairs.csv", "audio", "text"))
+    encoded = space.encode_pairs(pairs, cache=tmp_path / "features")
+    (found,) = space.evaluate_encoded(encoded, split="all", directions=[("audio", "text")])
+    paired = rows_measured(encoded, "audio", "text", None)
+    assert (found.queries, found.gallery) == (20, 30)
+    assert [len(paired.tables[name]) for name in ("audio", "text")] == [20, 30]
+    ids = {name: pairs.items[name].ids for name in ("audio", "text")}
+    assert all(ids["audio"][a][1:] == ids["text"][t][1:] for a, t in paired.pairs)
+
+
+FORMULA = {
+    "member": "cca",
+    "split": "test",
+    "directions": [
+        direction("image", "text", recall_at_1=0.271),
+        direction("text", "image", recall_at_1=0.25),
+    ],
+    "left_out": [{"modalities": ["audio", "text"], "why": "words.csv: 3 rows"}],
+}
+
+
+def with_formula(report: Report, **recalls: float) -> Report:
+    lines = [
+        direction("image", "text", paired=True, recall_at_1=recalls["image"]),
+        direction("text", "image", paired=True, recall_at_1=recalls["text"]),
+        direction("audio", "image", paired=False),
+    ]
+    return replace(report, directions=tuple(lines), closed_form=FORMULA)
+
+
+def test_the_closed_form_stands_beside_the_recall_and_a_note_says_what_it_is(tmp_path):
+    page = page_of(tmp_path, with_formula(BARE, image=0.237, text=0.3))
+    heads = page.text("th")
+    assert heads[heads.index("R@1") + 1] == "Closed form"
+    assert [words for words in page.text("td") if words in (".271", ".250")] == [".271", ".250"]
+    # An audio query has none: what was never paired has no formula.
+    assert page.text("td").count("–") == 1
+    assert page.text("span").count("space behind") == 1
+    notes = [words for words in page.text("p") if "losed form" in words]
+    assert notes == [
+        "Closed form: regularised canonical correlation (CCA), a formula that is fitted in "
+        "seconds to the same training pairs; nothing is trained. Its settings were chosen on the "
+        "validation rows.",
+        "The space finds less than the closed form from image to text (.237 against .271): there "
+        "the formula serves better than what was trained. Recipe closed-form makes a space of it.",
+        "No closed form for audio and text (words.csv: 3 rows).",
+    ]
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert written["closed_form"] == FORMULA
+
+
+def test_a_difference_within_the_interval_is_called_chance_and_not_marked_as_bad(tmp_path):
+    """The interval of what the space finds ends at .270."""
+    report = with_formula(BARE, image=0.237, text=0.249)
+    sentences = told(FORMULA, report.directions)
+    assert "from image to text (.237 against .271): there" in sentences[1]
+    assert sentences[2] == (
+        "The space is behind the closed form from text to image (.249 against .250), though "
+        "within the 95 % interval of what it finds itself: chance may explain that."
+    )
+    page = page_of(tmp_path, report)
+    marks = [a["class"] for a in page.all("span") if (a.get("class") or "").startswith("sub")]
+    assert marks.count("sub bad") == 1
+    assert page.text("span").count("space behind") == 2
+
+
+def test_a_space_that_is_never_behind_is_said_to_be_so(tmp_path):
+    report = with_formula(BARE, image=0.271, text=0.26)
+    assert told(FORMULA, report.directions)[1] == (
+        "The space finds as much as the closed form or more wherever both were measured."
+    )
+    assert "space behind" not in page_of(tmp_path, report).source
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("validation", "rows, which are those measured here: that favours it a little."),
+        ("train", "rows, and what is measured here are the rows that it was fitted to."),
+        ("all", "rows, and the rows that it was fitted to are among those measured here."),
+    ],
+)
+def test_rows_that_the_closed_form_has_seen_are_named(split, words):
+    seen = {**FORMULA, "split": split}
+    assert told(seen, with_formula(BARE, image=0.3, text=0.3).directions)[0].endswith(words)
+
+
+def test_a_report_without_closed_forms_says_nothing_of_them(tmp_path, full):
+    page = page_of(tmp_path / "out", full)
+    assert "Closed form" not in page.text("th")
+    assert "losed form" not in page.source.partition("<main>")[2]
+    assert told({}, full.directions) == []
+
+
+# What recipe auto tried ----------------------------------------------------------------------
+
+CHOSEN = {
+    "held_out": {"pairs": 60, "trained_on": 340},
+    "candidates": ["cca", "mlp", "mlp"],
+    "kept": ["cca", "mlp"],
+    "shares": [0.6667, 0.3333],
+    "tried": [
+        {"weights": [1.0, 0.0, 0.0], "mean_reciprocal_rank": 0.4},
+        {"weights": [0.0, 1.0, 0.0], "mean_reciprocal_rank": 0.3},
+        {"weights": [0.0, 0.0, 1.0], "mean_reciprocal_rank": 0.2},
+        {"weights": [1.0, 0.5, 0.0], "mean_reciprocal_rank": 0.45},
+        {"weights": [2.0, 1.0, 0.0], "mean_reciprocal_rank": 0.45},
+        {"weights": [1.0, 1.0, 2.0], "mean_reciprocal_rank": 0.5},
+    ],
+    "closed_forms": {
+        "cca": {"regularisation": 0.03, "power": 0.5},
+        "ridge": {"regularisation": 14.117647, "power": 1.0},
+        "procrustes": {"regularisation": 0.03, "power": 1.0},
+    },
+    "corrections": {},
+    "compared": [],
+    "steps_taken": 90,
+    "kept_step": 90,
+    "budget": 150.0,
+}
+
+
+def test_every_mix_is_shown_once_the_best_first_and_the_kept_one_marked():
+    found = tried(CHOSEN)
+    assert found is not None
+    assert found.members == ("cca", "mlp", "mlp 2")
+    assert [(mix.shares, mix.mean_reciprocal_rank, mix.kept) for mix in found.mixes] == [
+        ((0.25, 0.25, 0.5), 0.5, False),
+        ((0.666667, 0.333333, 0.0), 0.45, True),
+        ((1.0, 0.0, 0.0), 0.4, False),
+        ((0.0, 1.0, 0.0), 0.3, False),
+        ((0.0, 0.0, 1.0), 0.2, False),
+    ]
+
+
+def test_which_of_two_alike_was_kept_is_not_said_where_nobody_knows():
+    other = {"weights": [1.0, 0.0, 0.5], "mean_reciprocal_rank": 0.1}
+    found = tried({**CHOSEN, "tried": [*CHOSEN["tried"], other]})
+    assert found is not None
+    assert not any(mix.kept for mix in found.mixes)
+
+
+@pytest.mark.parametrize("without", [{"tried": []}, {"tried": CHOSEN["tried"][:1]}])
+def test_one_mix_alone_is_no_choice(without):
+    assert tried({**CHOSEN, **without}) is None
+    assert tried({}) is None
+
+
+def test_a_formula_has_a_dash_for_what_it_has_not_to_set():
+    assert settings(CHOSEN) == {
+        "cca": {"regularisation": 0.03, "power": 0.5},
+        "ridge": {"regularisation": 14.117647, "power": None},
+        "procrustes": {"regularisation": None, "power": None},
+    }
+    assert settings({}) == {}
+
+
+def test_what_was_tried_is_folded_away_under_plain_headings(tmp_path):
+    page = page_of(tmp_path, replace(BARE, stages=(replace(STAGE, chosen=CHOSEN),)))
+    assert page.all("details") == [{}, {}]
+    assert page.text("h5") == ["Every mix that was tried", "How the formulas were set"]
+    assert {"5 mixes of 3 members", "cca, ridge, procrustes"} <= set(page.text("span"))
+    heads = page.text("th")
+    place = heads.index("Mean of 1 / rank")
+    assert heads[place : place + 6] == ["Mean of 1 / rank", "cca", "mlp", "mlp 2", ".500", ".450"]
+    assert page.text("span").count("✓ kept") == 1
+    cells = [words.replace("\xa0", " ") for words in page.text("td")]
+    place = cells.index("25 %")
+    assert cells[place : place + 6] == ["25 %", "25 %", "50 %", "67 %", "33 %", "–"]
+    assert cells[-6:] == ["0.03", "0.5", "14.1", "–", "–", "–"]
+    # Both networks are of one kind, which is explained once.
+    assert page.source.count("mlp: a network of two layers") == 1
+
+
+def test_a_record_of_before_mixes_were_kept_has_the_page_without_them(tmp_path):
+    old = {name: CHOSEN[name] for name in CHOSEN if name not in ("tried", "closed_forms")}
+    page = page_of(tmp_path, replace(BARE, stages=(replace(STAGE, chosen=old),)))
+    assert not page.all("details")

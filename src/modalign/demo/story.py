@@ -26,6 +26,7 @@ from modalign.gallery import Gallery
 from modalign.pairs import Pairs, read_pairs
 from modalign.recipes import AltMoERecipe, Recipe, named_recipe
 from modalign.report import Hit, Report, SearchExample, Shown, write_report
+from modalign.report.formulas import closed_forms_of
 from modalign.report.spaces import machine, shown_directions, stage_summary
 from modalign.space import Space, align, load_space
 from modalign.space.space import summary
@@ -150,6 +151,7 @@ class DemoResult:
     Attributes:
         space: Four modalities.
         directions: All twelve on the held-out scenes.
+        closed_form: What a formula finds in those that were trained together.
         verify: What was proved: every stage and gallery, the first gallery among them.
         searches: Queries and their answers, by direction.
         stored: What was found in the store of caption vectors, and that it did not change.
@@ -159,6 +161,7 @@ class DemoResult:
 
     space: Space
     directions: list[Direction]
+    closed_form: dict[str, Any]
     verify: dict[str, Any]
     searches: list[SearchExample]
     stored: dict[str, Any]
@@ -204,6 +207,8 @@ def run_demo(demo: Demo) -> DemoResult:
         galleries = {modality: demo.store(space, scenes, modality) for modality in ENCODERS}
     with demo.timed("evaluate"):
         directions = space.evaluate(scenes, split="test", cache=demo.cache)
+    with demo.timed("closed forms"):
+        closed = beside(demo, space, world, scenes, directions)
     with demo.timed("verify"):
         verify = prove(space, galleries, scenes, demo)
         verify["first_gallery_unchanged"] = (
@@ -218,9 +223,29 @@ def run_demo(demo: Demo) -> DemoResult:
         ]
     found, routing = tell_stored(demo, world, encoders)
     verify["ok"] = verify["ok"] and found["unchanged"] and found["verify"]
-    result = DemoResult(space, directions, verify, searches, found, routing, demo.seconds)
+    result = DemoResult(space, directions, closed, verify, searches, found, routing, demo.seconds)
     write_report(demo.folder, demo_report(result, demo))
     return result
+
+
+def beside(
+    demo: Demo, space: Space, world: World, scenes: Pairs, directions: Sequence[Direction]
+) -> dict[str, Any]:
+    """Return what a closed form of each stage's pairs finds among the held-out scenes."""
+    tables = (("pictures", "image"), *ADDED)
+    trained_on = [
+        space.encode_pairs(read_pairs(getattr(world, table), [modality, "text"]), cache=demo.cache)
+        for table, modality in tables
+    ]
+    return closed_forms_of(
+        space,
+        space.encode_pairs(scenes, cache=demo.cache),
+        directions,
+        split="test",
+        trained_on=trained_on,
+        seed=demo.seed,
+        progress=demo.progress,
+    )
 
 
 def tell_stored(
@@ -345,6 +370,7 @@ def demo_report(result: DemoResult, demo: Demo) -> Report:
         machine=machine(),
         stages=tuple(stage_summary(result.space, s.name) for s in result.space.stages),
         directions=tuple(directions),
+        closed_form=result.closed_form,
         routing=tuple(result.routing),
         stored=result.stored,
         searches=tuple(result.searches),

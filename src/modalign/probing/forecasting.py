@@ -89,8 +89,8 @@ class Curves:
             wanted: In (0, 1).
 
         Returns:
-            Pairs, more than were measured where those did not reach it; None where even a million
-            times as many do not.
+            Pairs, more than were measured where those did not reach it; None where no number up
+            to a million times as many does.
         """
         if not 0 < wanted < 1:
             raise UsageError(f"forecast: recall {wanted} is wanted, expected between 0 and 1")
@@ -103,15 +103,20 @@ class Curves:
         return middle, best, worst
 
     def _first(self, wanted: float, end: Callable[[Forecast], float]) -> int | None:
+        def reaches(doublings: float) -> bool:
+            return end(self.at(max(1, round(self.largest * 2**doublings)))) >= wanted
+
         # An end of the interval may say fewer than were seen to fall short.
-        low = 0.0 if self.reached < wanted else -float(np.log2(self.largest))
-        high = float(MOST_DOUBLINGS)
-        if end(self.at(round(self.largest * 2**high))) < wanted:
+        least = 0.0 if self.reached < wanted else -float(np.log2(self.largest))
+        # The low end rises, then falls as curves go astray: what counts is where it first arrives.
+        steps: list[float] = [*np.arange(least, MOST_DOUBLINGS).tolist(), float(MOST_DOUBLINGS)]
+        place = next((place for place, step in enumerate(steps) if reaches(step)), None)
+        if place is None:
             return None
+        low, high = steps[max(place - 1, 0)], steps[place]
         for _ in range(40):
             middle = (low + high) / 2
-            reached = end(self.at(max(1, round(self.largest * 2**middle)))) >= wanted
-            low, high = (low, middle) if reached else (middle, high)
+            low, high = (low, middle) if reaches(middle) else (middle, high)
         return round(self.largest * 2**high)
 
 
@@ -193,6 +198,21 @@ def _log_odds(share: np.ndarray) -> np.ndarray:
 def _share(log_odds: np.ndarray) -> np.ndarray:
     found: np.ndarray = 1 / (1 + np.exp(-np.clip(log_odds, -50, 50)))
     return found
+
+
+def holds(forecast: Forecast, measured: float, *, hits: int) -> bool:
+    """Return whether a measured recall lies in the interval of its forecast.
+
+    It is known to half a hit: all of forty queries is what is expected of .999, which no curve
+    rounds up.
+
+    Args:
+        forecast: Of the size that was measured.
+        measured: The recall, in [0, 1].
+        hits: What it could have had: queries times repetitions, 1 or more.
+    """
+    low, high = forecast.interval_80
+    return low - 0.5 / hits <= measured <= high + 0.5 / hits
 
 
 def coverage(

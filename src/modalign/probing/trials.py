@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from modalign.errors import DataError
 from modalign.evaluation import Direction
 from modalign.features import FeatureRows
 from modalign.probing.agreement import linear_cka, mutual_nearest_neighbours
-from modalign.probing.forecasting import Curves, coverage, fit_curves
+from modalign.probing.forecasting import Curves, Forecast, coverage, fit_curves, holds
 from modalign.recipes import CombinedRecipe
 from modalign.space.choosing import fitted
 from modalign.space.families import measure
@@ -23,6 +23,10 @@ from modalign.space.paired import PairedTables
 # Rows that encoders are compared on; their number squared is held.
 AGREEMENT_ROWS = 1000
 NEIGHBOURS = 10
+# Of how many other rows one is a neighbour at most: were all, any two encoders would agree.
+ROWS_A_NEIGHBOUR = 4
+# The unbiased CKA needs four; of fewer than twenty, chance alone moves it by .08 and more.
+LEAST_ROWS, ENOUGH_ROWS = 4, 20
 # Shares of the training items that recall is measured at.
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 LEAST_ITEMS = 16
@@ -43,22 +47,46 @@ def probe_pairs(train: PairedTables, validation: PairedTables, *, seed: int) -> 
         seed: Of the rows that are compared.
 
     Returns:
-        "mutual_neighbours" and "cka" in [0, 1], of training rows; "directions" as `evaluate`
-        gives them, of a ridge regression measured on validation rows.
+        See `agreement`, of training rows; "directions" as `evaluate` gives them, of a ridge
+        regression from the first side to the second, its strength chosen on the validation rows
+        that it is measured on.
     """
-    x, y = sampled(train, AGREEMENT_ROWS, seed=seed)
-    k = min(NEIGHBOURS, len(x) - 1)
-    if len(x) < 4:
-        raise DataError(f"probe: {len(x)} training rows, expected 4 or more; give more pairs")
+    found = agreement(train, seed=seed)
     directions = closed_form(train, validation, "ridge", seed=seed)
-    return {
+    return {**found, "directions": [direction.as_json() for direction in directions]}
+
+
+def agreement(paired: PairedTables, *, seed: int) -> dict[str, Any]:
+    """Measure how alike two encoders see items, each of which has one partner.
+
+    Returns:
+        "rows" compared, "neighbours" looked at, "mutual_neighbours" in [0, 1] and what chance
+        gives, "cka" in [-1, 1]; the last four None of fewer than `LEAST_ROWS` rows. "note" says
+        so, or that the rows are too few to say much; it is not there otherwise.
+    """
+    x, y = sampled(paired, AGREEMENT_ROWS, seed=seed)
+    rows = f"{len(x)} training pairs of distinct items on both sides"
+    if len(x) < LEAST_ROWS:
+        names = ("neighbours", "mutual_neighbours", "chance_neighbours", "cka")
+        note = f"{rows}, expected {LEAST_ROWS} or more: neighbours and CKA are left out"
+        return {"rows": len(x), **dict.fromkeys(names), "note": note}
+    k = neighbours_of(len(x))
+    found = {
         "rows": len(x),
         "neighbours": k,
         "mutual_neighbours": mutual_nearest_neighbours(x, y, k=k),
         "chance_neighbours": k / (len(x) - 1),
         "cka": linear_cka(x, y),
-        "directions": [direction.as_json() for direction in directions],
     }
+    if len(x) < ENOUGH_ROWS:
+        few = f"neighbours and CKA of fewer than {ENOUGH_ROWS} say little"
+        return {**found, "note": f"{rows}: {few}"}
+    return found
+
+
+def neighbours_of(rows: int) -> int:
+    """Return how many neighbours are looked at: ten, fewer where ten would be most of the rows."""
+    return min(NEIGHBOURS, max(1, (rows - 1) // ROWS_A_NEIGHBOUR))
 
 
 def sampled(paired: PairedTables, limit: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,28 +133,69 @@ def closed_form(
     return measure(family, measured or validation, growth.directions)
 
 
+def counted_modality(train: PairedTables) -> str:
+    """Return the modality by whose items a forecast counts.
+
+    It is the first, or the second where only that has enough items for three sizes: of two
+    hundred sounds of ten classes, sounds are what there can be more of.
+
+    Raises:
+        DataError: Neither has enough.
+    """
+    counts = {name: len(train.tables[name]) for name in (train.first, train.second)}
+    enough = [name for name, count in counts.items() if count >= LEAST_TRAINING]
+    if not enough:
+        raise DataError(
+            f"forecast: {counts[train.first]} training items of {train.first} and "
+            f"{counts[train.second]} of {train.second}, expected {LEAST_TRAINING} or more of one "
+            "of them; give more pairs"
+        )
+    return enough[0]
+
+
+def nested_parts(
+    train: PairedTables, sizes: Sequence[int], *, counted: str, seed: int
+) -> Iterator[PairedTables]:
+    """Yield the pairs of so many items of a modality; every part lies inside the larger ones.
+
+    Args:
+        train: What is drawn from.
+        sizes: Items of each part, each as many as there are at most.
+        counted: The modality whose items are drawn.
+        seed: Of the draw.
+    """
+    order = np.random.default_rng([seed, 19]).permutation(len(train.tables[counted]))
+    items = train.oriented(counted)[:, 0]
+    for size in sizes:
+        yield rows_of_pairs(train, np.isin(items, order[:size]))
+
+
 def learning_curve(
-    train: PairedTables, validation: PairedTables, *, seeds: Sequence[int], progress: Told
+    train: PairedTables,
+    validation: PairedTables,
+    *,
+    counted: str,
+    seeds: Sequence[int],
+    progress: Told,
 ) -> tuple[list[int], dict[tuple[str, str], np.ndarray]]:
     """Measure a closed form at nested numbers of training items, each of them drawn from seeds.
 
-    Returns:
-        Items of the first modality, rising; and recall@1 by direction, float [sizes, seeds].
+    Args:
+        train: Features of the training rows.
+        validation: Of the rows measured.
+        counted: The modality whose items are drawn, see `counted_modality`.
+        seeds: Of what is drawn.
+        progress: Told of the trials.
 
-    Raises:
-        DataError: There are too few items for three sizes.
+    Returns:
+        Items of the counted modality, rising; and recall@1 by direction, float [sizes, seeds].
     """
-    count = len(train.tables[train.first])
+    count = len(train.tables[counted])
     sizes = sorted({round(count * share) for share in SHARES if count * share >= LEAST_ITEMS})
-    if len(sizes) < 3:
-        raise DataError(
-            f"forecast: {count} training items, expected {LEAST_TRAINING} or more; give more pairs"
-        )
     found: dict[tuple[str, str], np.ndarray] = {}
     for column, seed in enumerate(seeds):
-        order = np.random.default_rng([seed, 19]).permutation(count)
-        for place, size in enumerate(sizes):
-            part = rows_of_pairs(train, np.isin(train.pairs[:, 0], order[:size]))
+        parts = nested_parts(train, sizes, counted=counted, seed=seed)
+        for place, (size, part) in enumerate(zip(sizes, parts, strict=True)):
             for direction in closed_form(part, validation, "cca", seed=seed):
                 name = (direction.source, direction.target)
                 found.setdefault(name, np.zeros((len(sizes), len(seeds))))
@@ -152,8 +221,19 @@ def forecast_pairs(
         seeds: Of what is drawn at each size.
         wanted: A recall to say the pairs for, in (0, 1).
         progress: Told of the trials.
+
+    Returns:
+        "counted", the modality that "items" are of; and of each of the "directions" recall as
+        "measured", its "forecast", and in "left_out" forecasts of sizes that were measured, with
+        whether they "held".
+
+    Raises:
+        DataError: There are too few items for three sizes.
     """
-    sizes, recalls = learning_curve(train, validation, seeds=seeds, progress=progress)
+    counted = counted_modality(train)
+    sizes, recalls = learning_curve(
+        train, validation, counted=counted, seeds=seeds, progress=progress
+    )
     shown = []
     for (source, target), recall in recalls.items():
         queries = len(validation.tables[source])
@@ -172,7 +252,11 @@ def forecast_pairs(
             ],
             "forecast": [told(curves, times) for times in TIMES],
             "left_out": [
-                {"measured": found, **shown_forecast(forecast)}
+                {
+                    "measured": found,
+                    "held": holds(forecast, found, hits=queries * len(seeds)),
+                    **shown_forecast(forecast),
+                }
                 for _, found, forecast in coverage(sizes, recall, queries=queries, seed=seeds[0])
             ],
         }
@@ -181,7 +265,7 @@ def forecast_pairs(
             needed = dict(zip(names, curves.pairs_for(wanted), strict=True))
             entry["wanted"] = {"recall_at_1": wanted, **needed}
         shown.append(entry)
-    return {"model": "closed-form", "seeds": list(seeds), "directions": shown}
+    return {"model": "closed-form", "seeds": list(seeds), "counted": counted, "directions": shown}
 
 
 def told(curves: Curves, times: int) -> Mapping[str, Any]:
@@ -189,7 +273,7 @@ def told(curves: Curves, times: int) -> Mapping[str, Any]:
     return {"times": times, **shown_forecast(curves.at(curves.largest * times))}
 
 
-def shown_forecast(forecast: Any) -> dict[str, Any]:
+def shown_forecast(forecast: Forecast) -> dict[str, Any]:
     """Return a forecast as JSON values."""
     return {
         "items": forecast.pairs,

@@ -139,6 +139,8 @@ class Report:
         directions: Test results as `evaluate --json` prints them, and "paired": whether items of
             the two modalities were ever trained together.
         measured_on: What the directions were measured on, in words.
+        closed_form: What a formula finds in the same directions on the same rows, as
+            `modalign.report.formulas.closed_forms_of` gives it; empty without.
         routing: How rows use the experts of directed maps: rows of
             `modalign.space.routing.routing_table` as JSON; empty where there are none.
         stored: A store that was searched as it is: "spec", "files", "unchanged" and "directions"
@@ -157,6 +159,7 @@ class Report:
     stages: tuple[StageSummary, ...] = ()
     directions: tuple[Mapping[str, Any], ...] = ()
     measured_on: str = "items never seen in training"
+    closed_form: Mapping[str, Any] = field(default_factory=dict)
     routing: tuple[Mapping[str, Any], ...] = ()
     stored: Mapping[str, Any] | None = None
     forecast: Mapping[str, Any] = field(default_factory=dict)
@@ -174,6 +177,7 @@ class Report:
             "stages": [stage.as_json() for stage in self.stages],
             "directions": [dict(line) for line in self.directions],
             "measured_on": self.measured_on,
+            "closed_form": dict(self.closed_form),
             "routing": [dict(line) for line in self.routing],
             "stored": None if self.stored is None else dict(self.stored),
             "forecast": dict(self.forecast),

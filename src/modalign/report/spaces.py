@@ -12,8 +12,8 @@ import torch
 
 from modalign.evaluation import Direction
 from modalign.features.encoding import Progress, no_progress
-from modalign.probing.trials import LEAST_TRAINING, forecast_pairs
 from modalign.report.contents import Report, StageSummary
+from modalign.report.formulas import closed_forms_of, forecast_of
 from modalign.space import Space
 from modalign.space.directed import DirectedMaps
 from modalign.space.encoded import EncodedPairs
@@ -65,6 +65,7 @@ class Measured:
         source: Name of the pairs' file.
         verify: What `Space.verify` gives.
         routing: How rows use the experts; empty for a shared space.
+        closed_form: What a formula finds on the same rows, see `closed_forms_of`.
         forecast: What more pairs would bring; empty where nobody asked.
     """
 
@@ -74,6 +75,7 @@ class Measured:
     source: str
     verify: Mapping[str, Any]
     routing: Sequence[RoutingRow] = ()
+    closed_form: Mapping[str, Any] = field(default_factory=dict)
     forecast: Mapping[str, Any] = field(default_factory=dict)
 
     def report(self) -> Report:
@@ -89,6 +91,7 @@ class Measured:
             directions=tuple(shown_directions(self.space, self.directions)),
             measured_on=self._rows(),
             routing=tuple(row.as_json() for row in self.routing),
+            closed_form=self.closed_form,
             forecast=self.forecast,
             verify=self.verify,
         )
@@ -124,6 +127,8 @@ def measure(
 ) -> Measured:
     """Evaluate and verify a space, and see how its rows use the experts where it has some.
 
+    Where the pairs are those it was trained on, a closed form is measured beside it.
+
     Args:
         space: Shared or directed.
         encoded: Pairs of some of its modalities.
@@ -135,31 +140,21 @@ def measure(
         progress: Told of long work.
     """
     routed = isinstance(space.family, DirectedMaps)
+    rows = chosen_split(encoded.pairs, split)
+    found = space.evaluate_encoded(encoded, split=split, directions=directions, seed=seed)
+    closed = closed_forms_of(
+        space, encoded, found, split=rows, trained_on=[encoded], seed=seed, progress=progress
+    )
     return Measured(
         space,
-        space.evaluate_encoded(encoded, split=split, directions=directions, seed=seed),
-        chosen_split(encoded.pairs, split),
+        found,
+        rows,
         encoded.pairs.source.name,
         space.verify(),
         routing_table(space, encoded, split=split) if routed else (),
+        closed,
         forecast_of(space, encoded, seed=seed, progress=progress) if forecast else {},
     )
-
-
-def forecast_of(
-    space: Space, encoded: EncodedPairs, *, seed: int, progress: Progress
-) -> dict[str, Any]:
-    """Forecast the first stage's recall; nothing where the pairs do not allow it."""
-    first = space.stages[0].modalities[:2]
-    pairs = encoded.pairs
-    sizes = pairs.split_sizes()
-    if len(first) < 2 or not set(first) <= set(pairs.modalities) or not sizes.get("validation"):
-        return {}
-    if len(pairs.members(first[0], split="train")) < LEAST_TRAINING:
-        return {}
-    train, held = (encoded.paired(first[0], first[1], split) for split in ("train", "validation"))
-    # One draw: a page is not to take minutes; `modalign forecast` draws three.
-    return forecast_pairs(train, held, seeds=[seed], wanted=None, progress=progress)
 
 
 def shown_directions(space: Space, directions: Sequence[Direction]) -> list[dict[str, Any]]:

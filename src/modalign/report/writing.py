@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from modalign.errors import UsageError
-from modalign.report import curves, experts, figures, forecasts
+from modalign.report import baselines, choices, curves, experts, figures, forecasts
 from modalign.report.contents import Hit, Report, SearchExample
 from modalign.report.shelf import Shelf, View
 from modalign.storage import write_bytes, write_json
@@ -110,6 +110,8 @@ def render_page(report: Report, shelf: Shelf) -> str:
         charts=[curves.stage_charts(s.log, best_step=s.best_step) for s in report.stages],
         encoded=sum(sum(stage.encoded.values()) for stage in report.stages),
         matrix=recall_matrix(report.directions),
+        closed=baselines.by_direction(report.closed_form),
+        closed_told=baselines.told(report.closed_form, report.directions),
         experts=experts.expert_map(report.routing),
         experts_told=experts.told(report.routing),
         forecasts=forecasts.forecast_charts(report.forecast),
@@ -134,8 +136,13 @@ def template_environment() -> Environment:
         figures.duration,
         figures.arrow,
         experts.row_label,
+        baselines.direction_name,
+        choices.tried,
+        choices.settings,
     ):
         environment.filters[write.__name__] = write
+    environment.tests["behind"] = baselines.is_behind
+    environment.tests["clearly_behind"] = baselines.is_clearly_behind
     environment.globals["drawing"] = curves
     environment.globals["map_drawing"] = experts
     return environment
