@@ -181,6 +181,9 @@ class ClosedForms:
             raise DataError(f"closed form: {moments.count} pairs, expected two at least")
         self.widths = moments.widths
         self._moments = moments
+        # Canonical directions, and of which settings.
+        self._asked: tuple[float, int] | None = None
+        self._found: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @cached_property
     def _sides(self) -> tuple[_Side, _Side]:
@@ -234,20 +237,33 @@ class ClosedForms:
         """
         _check(regularisation, width)
         first, second = self._sides
-        scales = [
-            1 / np.sqrt(side.variances + side.penalty(regularisation)) for side in (first, second)
-        ]
-        left, correlations, right = np.linalg.svd(
-            self._cross * scales[0][:, None] * scales[1], full_matrices=False
-        )
-        kept = slice(0, min(width, len(correlations)))
-        weights = correlations[kept] ** power
-        matrices = starmap(
-            lambda side, scale, turn: (side.axes * scale) @ turn[:, kept] * weights,
-            zip((first, second), scales, (left, right.T), strict=True),
-        )
-        x, y = matrices
-        return LinearMaps(first.affine(x), second.affine(y), correlations[kept])
+        x, y, correlations = self._canonical(regularisation, width)
+        weights = correlations**power
+        return LinearMaps(first.affine(x * weights), second.affine(y * weights), correlations)
+
+    def _canonical(
+        self, regularisation: float, width: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return both sides' canonical directions and their correlations.
+
+        Those asked for last are kept: powers are tried one after the other.
+        """
+        if (regularisation, width) != self._asked:
+            first, second = self._sides
+            scales = [
+                1 / np.sqrt(side.variances + side.penalty(regularisation))
+                for side in (first, second)
+            ]
+            left, correlations, right = np.linalg.svd(
+                self._cross * scales[0][:, None] * scales[1], full_matrices=False
+            )
+            kept = slice(0, min(width, len(correlations)))
+            x, y = starmap(
+                lambda side, scale, turn: (side.axes * scale) @ turn[:, kept],
+                zip((first, second), scales, (left, right.T), strict=True),
+            )
+            self._asked, self._found = (regularisation, width), (x, y, correlations[kept])
+        return self._found
 
     def ridge(self, regularisation: float, *, into: str = "second") -> LinearMaps:
         """Ridge regression of one side into the other, which is only centred.

@@ -37,7 +37,7 @@ from modalign.training import FitResult, fit
 # Networks are trained twice, before and after the choice; fewer steps than this are no use.
 LEAST_STEPS = 60
 TIMED_STEPS = 7
-# Time until networks begin, with what is left to do of it afterwards, over itself.
+# Time until networks begin, with what is left to do of it afterwards, over itself, at most.
 FITTED_AGAIN = 1.3
 # Of the budget, what training may take before the choice if it turns out slower than planned.
 MOST_BEFORE = 0.6
@@ -314,22 +314,23 @@ def _closed_forms(
     if not names:
         return {}, {}
     plain = replace(recipe, members=",".join(dict.fromkeys(names)))
-    jobs = [fitted(plain, widths, *part, seed=seed, device=device)[-1] for part in parts]
+    drawn = [fitted(plain, widths, *part, seed=seed, device=device) for part in parts]
+    jobs = [job for *_, job in drawn]
 
     def mean_rank(name: str, tried: Settings) -> float:
         return float(np.mean([job.rank(name, tried) for job in jobs]))
 
-    forms = {
-        name: best_settings(jobs[0].settings(name), partial(mean_rank, name))._asdict()
-        for name in dict.fromkeys(names)
-    }
-    plain = replace(plain, members=names[0], settled=Settled(closed_forms=forms))
+    settings = jobs[0].settings
+    chosen = {n: best_settings(settings(n), partial(mean_rank, n)) for n in dict.fromkeys(names)}
     ranks: dict[str, list[np.ndarray]] = {}
-    for train, held in parts:
-        family, growth, _ = fitted(plain, widths, train, held, seed=seed, device=device)
+    for (train, held), (family, growth, job) in zip(parts, drawn, strict=True):
+        job.begin_with(chosen)
+        # By the first one alone.
+        family.model.shares.copy_(torch.eye(len(chosen))[0])
         each = correction_ranks(family, plain, growth, train=train, held=held, seed=seed)
         for name, by_correction in each.items():
             ranks.setdefault(name, []).append(by_correction)
+    forms = {name: found._asdict() for name, found in chosen.items()}
     return forms, ranks
 
 

@@ -6,7 +6,7 @@ Each network trains by a loss of its own; what they share is the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -214,15 +214,20 @@ class FirstMembers(MembersObjective):
         for block in self._pair_blocks():
             moments.add(*block)
         self.forms = ClosedForms(moments)
-        fitted = {method: self._chosen(method) for method in sorted(wanted)}
-        for number, kind in enumerate(kinds):
+        self.begin_with({method: self._chosen(method) for method in sorted(wanted)})
+
+    def begin_with(self, chosen: Mapping[str, Settings]) -> None:
+        """Set members to closed forms, those of the given methods."""
+        fitted = {method: self._fit(method, settings) for method, settings in chosen.items()}
+        modalities = (self.train.first, self.train.second)
+        for number, kind in enumerate(self.recipe.member_names):
             method = self.recipe.start if kind == "residual" else kind
             if method in fitted:
-                for modality, side in zip((first, second), sides_of(fitted[method]), strict=True):
+                for modality, side in zip(modalities, sides_of(fitted[method]), strict=True):
                     begin(self.model.of(modality).members[number], side)
 
-    def _chosen(self, method: str) -> LinearMaps:
-        """Return the closed form whose settings rank best on validation rows."""
+    def _chosen(self, method: str) -> Settings:
+        """Return the settings of a closed form that rank best on validation rows."""
         best = best_settings(self.settings(method), lambda tried: self.rank(method, tried))
         self.notes[method] = {
             "regularisation": best.regularisation,
@@ -230,7 +235,7 @@ class FirstMembers(MembersObjective):
             "mean_reciprocal_rank": round(self.rank(method, best), 6),
             "tried": len(self.ranked[method]),
         }
-        return self._fit(method, best)
+        return best
 
     def settings(self, method: str) -> list[Settings]:
         """Return what is tried of a closed form."""
