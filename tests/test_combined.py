@@ -24,7 +24,7 @@ from modalign.report import write_report
 from modalign.report.spaces import measure
 from modalign.scoring import NoCorrection
 from modalign.space import Space
-from modalign.space.choosing import for_more_rows
+from modalign.space.choosing import draws_of, for_more_rows
 from modalign.space.encoded import encode_pairs
 from modalign.space.held import parted
 from modalign.space.joining import (
@@ -43,6 +43,7 @@ from modalign.space.shares import (
     expected_weights,
     likeliest_weights,
     mean_reciprocal_rank_both,
+    parts_of_one,
     usual_weights,
 )
 from vector_spaces import contents, key, spec, write_table, write_world
@@ -739,9 +740,58 @@ def test_settings_are_looked_for_half_way_to_the_next_too():
     assert best_settings(options[:1], rank) == options[0]
 
 
-def test_more_rows_need_a_weaker_closed_form():
-    forms = {"cca": {"regularisation": 0.3, "power": 0.5}}
-    assert for_more_rows(forms, 1.5) == {"cca": {"regularisation": 0.2, "power": 0.5}}
+def test_more_rows_need_a_weaker_closed_form_where_it_has_a_strength():
+    forms = {
+        "cca": {"regularisation": 0.3, "power": 0.5},
+        "procrustes": {"regularisation": 0.03, "power": 1.0},
+    }
+    assert for_more_rows(forms, 1.5) == {
+        "cca": {"regularisation": 0.2, "power": 0.5},
+        "procrustes": {"regularisation": 0.03, "power": 1.0},
+    }
+
+
+def test_a_strength_that_was_asked_for_stays(world, tmp_path):
+    changes = {"choose": True, "members": "cca,ridge", "regularisation": 0.7}
+    record = made(world, tmp_path / "s", SMALL.changed(changes)).stages[0].record
+    forms = record["chosen"]["closed_forms"]
+    assert {found["regularisation"] for found in forms.values()} == {0.7}
+    assert record["recipe"]["settled"]["closed_forms"] == forms
+
+
+@pytest.mark.parametrize(
+    ("held", "widths", "draws"),
+    [(50, (1280, 384), 10), (500, (1280, 384), 4), (5000, (24, 16), 1), (50, (4096, 4096), 1)],
+)
+def test_as_many_draws_as_say_something_and_fit_into_memory(held, widths, draws):
+    assert draws_of(held, dict(zip(("image", "text"), widths, strict=True))) == draws
+
+
+def test_statistics_of_closed_forms_are_given_back_before_networks_train(world, tmp_path):
+    seen = []
+    loss = FirstMembers.loss
+
+    def watched(self: FirstMembers, step: int) -> Tensor:
+        seen.append(self.forms)
+        return loss(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FirstMembers, "loss", watched)
+        made(world, tmp_path / "s", SMALL.changed({"min_steps": 3}))
+    assert set(seen) == {None}
+
+
+def test_of_very_many_equal_members_none_is_lost():
+    assert expected_weights([1.0] * 60, [0.5] * 60) == [1.0] * 60
+    assert sum(parts_of_one([1.0] * 60)) == pytest.approx(1)
+
+
+def test_one_member_is_not_weighed(monkeypatch):
+    monkeypatch.setattr("modalign.space.shares.likeliest_weights", None)
+    paired = PairedTables("image", "text", {}, np.stack([np.arange(9)] * 2, axis=1))
+    shares, tried = chosen_shares([member(9, 0.5, 1)], paired, usual=[1.0])
+    assert shares == [1.0]
+    assert [entry["weights"] for entry in tried] == [[1.0]]
 
 
 def test_unknown_parts_are_refused():

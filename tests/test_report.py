@@ -769,10 +769,26 @@ def test_too_few_rows_to_train_on_have_no_closed_form(tmp_path, rows, fitted):
         []
         if fitted
         else [
-            "few.csv: 15 image items to train on and 4 validation pairs, expected 16 or more and "
-            "some; give more pairs"
+            "few.csv: 15 pairs of image and text to train on and 4 to validate by, expected 16 or "
+            "more and some; give more pairs"
         ]
     )
+
+
+@pytest.mark.parametrize("names", [("image", "text"), ("text", "image")])
+def test_few_kinds_of_text_have_a_closed_form_and_a_forecast_in_either_order(tmp_path, names):
+    world = write_world(tmp_path, rows=200)
+    splits = ["train" if row % 11 else "validation" for row in range(200)]
+    lines = [[key("image", n), key("text", n % 10), split] for n, split in enumerate(splits)]
+    table = write_table(tmp_path / "kinds.csv", ["image", "text", "split"], lines)
+    space = made(world, tmp_path / "s", CLOSED, pairs_of(table, *names))
+    encoded = space.encode_pairs(pairs_of(table, *names), cache=tmp_path / "features")
+    found = measure(space, encoded, forecast=True)
+    assert found.closed_form["left_out"] == []
+    assert len(found.closed_form["directions"]) == 2
+    assert found.forecast["counted"] == "image"
+    assert "by the number of items of image" in page_of(tmp_path / "out", found.report()).source
+    assert measure(space, encoded, closed_form=False).closed_form == {}
 
 
 def test_what_the_closed_form_refuses_is_said_and_the_report_is_written(tmp_path):
@@ -835,11 +851,10 @@ def test_the_closed_form_stands_beside_the_recall_and_a_note_says_what_it_is(tmp
     assert page.text("span").count("space behind") == 1
     notes = [words for words in page.text("p") if "losed form" in words]
     assert notes == [
-        "Closed form: regularised canonical correlation (CCA), a formula that is fitted in "
-        "seconds to the same training pairs; nothing is trained. Its settings were chosen on the "
-        "validation rows.",
+        "Closed form: regularised canonical correlation (CCA), a formula that is fitted to the "
+        "same training pairs; nothing is trained. Its settings were chosen on the validation rows.",
         "The space finds less than the closed form from image to text (.237 against .271): there "
-        "the formula serves better than what was trained. Recipe closed-form makes a space of it.",
+        "the formula (recipe closed-form) serves better than what was trained.",
         "No closed form for audio and text (words.csv: 3 rows).",
     ]
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

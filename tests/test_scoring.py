@@ -33,6 +33,7 @@ from modalign.scoring import (
     result_matches,
     threshold,
 )
+from modalign.scoring.hubs import best_results
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -205,6 +206,15 @@ def test_best_results_by_blocks_are_those_of_sorting_the_whole_matrix(monkeypatc
     np.testing.assert_allclose(similarity, np.take_along_axis(whole, slow, axis=1), atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(whole, rows, axis=1), similarity, atol=1e-6)
     assert all(len(set(row)) == len(row) for row in rows.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 12])
+def test_of_items_as_similar_the_first_come_first_and_alone_where_not_all_are_returned(k):
+    similarity = np.random.default_rng(k).integers(0, 3, (40, 12)) / np.float32(4)
+    slow = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    found, rows = best_results(similarity, k)
+    np.testing.assert_array_equal(rows, slow)
+    np.testing.assert_array_equal(found, np.take_along_axis(similarity, slow, axis=1))
 
 
 def test_best_results_hold_no_matrix_of_all_queries_and_items(monkeypatch):

@@ -27,6 +27,13 @@ from modalign.errors import UsageError
 @SPLIT
 @HELD_OUT
 @click.option(
+    "--closed-form/--no-closed-form",
+    default=True,
+    show_default=True,
+    help="Measure beside the space what a formula finds of the same pairs; of features of "
+    "thousands of dimensions it takes minutes.",
+)
+@click.option(
     "--forecast/--no-forecast",
     default=True,
     show_default=True,
@@ -35,7 +42,13 @@ from modalign.errors import UsageError
 @OWN_ENCODER
 @computing
 def report(
-    space: Path, pairs: Path, out: Path, split: str | None, forecast: bool, **options: Any
+    space: Path,
+    pairs: Path,
+    out: Path,
+    split: str | None,
+    closed_form: bool,
+    forecast: bool,
+    **options: Any,
 ) -> None:
     """Write a page about a space: its stages, what finds what, its experts, the proof.
 
@@ -54,6 +67,7 @@ def report(
             split=split,
             directions=directions,
             seed=options["seed"],
+            closed_form=closed_form,
             forecast=forecast,
             progress=progress,
         )

@@ -35,9 +35,9 @@ def told(found: Mapping[str, Any], directions: Sequence[Mapping[str, Any]]) -> l
     if closed:
         seen = f", {SEEN[found['split']]}" if found["split"] in SEEN else ""
         sentences = [
-            "Closed form: regularised canonical correlation (CCA), a formula that is fitted in "
-            "seconds to the same training pairs; nothing is trained. Its settings were chosen on "
-            f"the validation rows{seen}.",
+            "Closed form: regularised canonical correlation (CCA), a formula that is fitted to "
+            "the same training pairs; nothing is trained. Its settings were chosen on the "
+            f"validation rows{seen}.",
             *compared(closed, directions),
         ]
     return [
@@ -68,7 +68,7 @@ def compared(
     if clear:
         sentences.append(
             f"The space finds less than the closed form from {', '.join(clear)}: there the formula "
-            "serves better than what was trained. Recipe closed-form makes a space of it."
+            "(recipe closed-form) serves better than what was trained."
         )
     if close:
         sentences.append(

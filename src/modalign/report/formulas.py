@@ -11,7 +11,7 @@ import numpy as np
 from modalign.errors import DataError, ModalignError
 from modalign.evaluation import Direction
 from modalign.features.encoding import Progress
-from modalign.probing.trials import LEAST_ITEMS, LEAST_TRAINING, closed_form, forecast_pairs
+from modalign.probing.trials import LEAST_ITEMS, closed_form, forecast_pairs
 from modalign.space import Space
 from modalign.space.encoded import EncodedPairs, split_as_trained
 from modalign.space.paired import PairedTables
@@ -105,24 +105,23 @@ def rows_of_stage(
             f"{pairs.source.name}: {there[0]} training and {there[1]} validation rows are left, "
             f"expected {then[0]} and {then[1]} as in training; mend the items that are missing now"
         )
-    return fitted_rows(replace(own[0], pairs=pairs), first, second, least=LEAST_ITEMS)
+    return fitted_rows(replace(own[0], pairs=pairs), first, second)
 
 
 def fitted_rows(
-    encoded: EncodedPairs, first: str, second: str, *, least: int
+    encoded: EncodedPairs, first: str, second: str
 ) -> tuple[PairedTables, PairedTables]:
     """Return the training and the validation rows between two modalities.
 
     Raises:
-        DataError: There are fewer than `least` items of the first to train on, or no validation
-            rows.
+        DataError: There are fewer than `LEAST_ITEMS` pairs to train on, or no validation rows.
     """
     train, held = (encoded.paired(first, second, split) for split in FITTED_SPLITS)
-    items, pairs = len(train.tables[first]), len(held.pairs)
-    if items < least or not pairs:
+    if len(train.pairs) < LEAST_ITEMS or not len(held.pairs):
         raise DataError(
-            f"{encoded.pairs.source.name}: {items} {first} items to train on and {pairs} "
-            f"validation pairs, expected {least} or more and some; give more pairs"
+            f"{encoded.pairs.source.name}: {len(train.pairs)} pairs of {first} and {second} to "
+            f"train on and {len(held.pairs)} to validate by, expected {LEAST_ITEMS} or more and "
+            "some; give more pairs"
         )
     return train, held
 
@@ -155,8 +154,8 @@ def forecast_of(
     if len(first) < 2 or not set(first) <= set(encoded.pairs.modalities):
         return {}
     try:
-        train, held = fitted_rows(encoded, first[0], first[1], least=LEAST_TRAINING)
+        train, held = fitted_rows(encoded, first[0], first[1])
+        # One draw: a page is not to take minutes; `modalign forecast` draws three.
+        return forecast_pairs(train, held, seeds=[seed], wanted=None, progress=progress)
     except DataError:
         return {}
-    # One draw: a page is not to take minutes; `modalign forecast` draws three.
-    return forecast_pairs(train, held, seeds=[seed], wanted=None, progress=progress)

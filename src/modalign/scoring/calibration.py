@@ -60,7 +60,7 @@ class Calibration:
         """
         strangers = np.log(max(gallery, 1) / max(self.gallery, 1)) if gallery else 0.0
         values = np.asarray(similarity, np.float64)
-        there = values > -np.inf
+        there = ~np.isneginf(values)
         logit = self.slope * np.where(there, values, 0.0) + self.intercept - strangers
         logit = np.clip(logit, -50, 50)
         found: np.ndarray = np.where(there, self.ceiling / (1 + np.exp(-logit)), 0.0)

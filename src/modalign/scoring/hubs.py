@@ -82,13 +82,19 @@ class Compared:
 
 def best_results(similarity: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best similarities of each query and their rows, [Q, min(k, G)] both."""
-    k = min(k, similarity.shape[1])
-    if k < similarity.shape[1]:
-        rows = np.sort(np.argpartition(-similarity, k, axis=1)[:, :k], axis=1)
+    size = similarity.shape[1]
+    k = min(k, size)
+    if k < size:
+        rows = np.sort(np.argpartition(similarity, size - k, axis=1)[:, size - k :], axis=1)
     else:
-        rows = np.broadcast_to(np.arange(k), similarity.shape)
+        rows = np.tile(np.arange(size), (len(similarity), 1))
     found = np.take_along_axis(similarity, rows, axis=1)
-    # Of two as similar the first one comes first.
+    # Of items as similar those of the first rows come first, also where not all are returned.
+    bar = found.min(axis=1, keepdims=True, initial=np.inf)
+    tied = np.flatnonzero((similarity == bar).sum(1) > (found == bar).sum(1))
+    for query in tied:
+        rows[query] = np.sort(np.argsort(-similarity[query], kind="stable")[:k])
+        found[query] = similarity[query, rows[query]]
     order = np.argsort(-found, axis=1, kind="stable")
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(rows, order, axis=1)
 

@@ -43,6 +43,8 @@ FITTED_AGAIN = 1.3
 MOST_BEFORE = 0.6
 # Pairs that closed forms are measured by, over several draws where one holds fewer.
 MEASURED_PAIRS, MOST_DRAWS = 2000, 10
+# What is held of them at a time, covariances and their axes, 1 GiB.
+MOST_NUMBERS = 1 << 27
 # Between the seeds of these draws.
 DRAW_APART = 1_000_003
 PLAN_FILE = "plan.json"
@@ -91,7 +93,7 @@ def choose(
     work.mkdir(parents=True, exist_ok=True)
     sweep(work)
     train, held = parted(paired, seed=seed)
-    draws = min(max(MEASURED_PAIRS // len(held.pairs), 1), MOST_DRAWS)
+    draws = draws_of(len(held.pairs), widths)
     others = (parted(paired, seed=seed + number * DRAW_APART) for number in range(1, draws))
     parts = [(train, held), *others]
     forms, ranks = _closed_forms(recipe, widths, parts, seed=seed, device=device)
@@ -116,7 +118,8 @@ def choose(
         limit=MOST_BEFORE * recipe.budget,
     )
     found, notes = trial.settled(result, ranks)
-    forms = for_more_rows(forms, len(paired.pairs) / len(train.pairs))
+    if not recipe.regularisation:
+        forms = for_more_rows(forms, len(paired.pairs) / len(train.pairs))
     found = replace(found, settled=replace(found.settled, closed_forms=forms))
     notes |= {
         "closed_forms": forms,
@@ -133,6 +136,17 @@ def choose(
     # A tenth of grace: what was planned to end in time may end a little after.
     left = 1.1 * recipe.budget - (time.monotonic() - began)
     return Chosen(found, notes, max(left, 0.0))
+
+
+def draws_of(held: int, widths: Mapping[str, int]) -> int:
+    """Return of how many draws closed forms are chosen; of wide features fewer fit into memory.
+
+    Args:
+        held: Pairs that a draw holds out.
+        widths: D_m by modality.
+    """
+    fit = MOST_NUMBERS // (4 * sum(width**2 for width in widths.values()))
+    return max(1, min(MEASURED_PAIRS // held, MOST_DRAWS, fit))
 
 
 def with_steps(notes: Mapping[str, Any], kept: int) -> dict[str, Any]:
@@ -236,6 +250,7 @@ class _Trial:
             "kept": [name for name, _ in kept],
             "shares": [round(share**2, 4) for _, share in kept],
             "tried": settled["tried"],
+            "shares_by": "likelihood",
             "corrections": corrections,
             "compared": compared(self, alone, corrected),
         }
@@ -318,7 +333,7 @@ def _closed_forms(
     jobs = [job for *_, job in drawn]
 
     def mean_rank(name: str, tried: Settings) -> float:
-        return float(np.mean([job.rank(name, tried) for job in jobs]))
+        return float(np.mean([job.score(name, tried) for job in jobs]))
 
     settings = jobs[0].settings
     chosen = {n: best_settings(settings(n), partial(mean_rank, n)) for n in dict.fromkeys(names)}
@@ -339,10 +354,13 @@ def for_more_rows(
 ) -> dict[str, dict[str, float]]:
     """Return closed forms' settings for so many times the rows that they were chosen on.
 
-    What is regularised is a mean over rows: of twice as many, half as much is as strong.
+    What is regularised is a mean over rows: of twice as many, half as much is as strong. A
+    rotation has nothing to regularise.
     """
     return {
         name: {**found, "regularisation": round(found["regularisation"] / times, 6)}
+        if name != "procrustes"
+        else dict(found)
         for name, found in forms.items()
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -62,18 +63,21 @@ class Settings(NamedTuple):
     power: float = 1.0
 
 
-def best_settings(options: Sequence[Settings], rank: Callable[[Settings], float]) -> Settings:
-    """Return the settings that rank best, of some and of those half way to the next strength.
+def best_settings(options: Sequence[Settings], score: Callable[[Settings], float]) -> Settings:
+    """Return the settings that score highest, of some and of those half way to the next strength.
 
     Args:
-        options: What is tried first; where it is one alone it is taken.
-        rank: Returns how good settings are.
+        options: What is tried first; one alone is taken, and a strength alone stays.
+        score: Returns how good settings are.
     """
     if len(options) == 1:
         return options[0]
-    best = max(options, key=rank)
+    score = cache(score)
+    best = max(options, key=score)
+    if len({option.regularisation for option in options}) == 1:
+        return best
     between = [best._replace(regularisation=best.regularisation * f) for f in (1 / HALF, HALF)]
-    return max([best, *between], key=rank)
+    return max([best, *between], key=score)
 
 
 class MembersObjective(StageObjective):
@@ -200,7 +204,18 @@ def embedded(family: Family, modality: str, paired: PairedTables) -> np.ndarray:
 
 
 class FirstMembers(MembersObjective):
-    """The first stage: both modalities' members, each by the loss of the recipe."""
+    """The first stage: both modalities' members, each by the loss of the recipe.
+
+    Attributes:
+        forms: What closed forms are fitted from; none any more once networks train.
+    """
+
+    forms: ClosedForms | None = None
+
+    def train_mode(self) -> None:
+        """See `MembersObjective`; statistics as wide as the features squared are given back."""
+        self.forms = None
+        super().train_mode()
 
     def _fit_closed_forms(self) -> None:
         kinds = self.recipe.member_names
@@ -228,11 +243,11 @@ class FirstMembers(MembersObjective):
 
     def _chosen(self, method: str) -> Settings:
         """Return the settings of a closed form that rank best on validation rows."""
-        best = best_settings(self.settings(method), lambda tried: self.rank(method, tried))
+        best = best_settings(self.settings(method), lambda tried: self.score(method, tried))
         self.notes[method] = {
             "regularisation": best.regularisation,
             "power": best.power,
-            "mean_reciprocal_rank": round(self.rank(method, best), 6),
+            "mean_reciprocal_rank": round(self.score(method, best), 6),
             "tried": len(self.ranked[method]),
         }
         return best
@@ -247,7 +262,7 @@ class FirstMembers(MembersObjective):
         found = [Settings(r, p) for r, p in product(regularisations, powers)]
         return found[:1] if method == "procrustes" else found
 
-    def rank(self, method: str, settings: Settings) -> float:
+    def score(self, method: str, settings: Settings) -> float:
         """Return the mean reciprocal rank that a closed form has on validation rows."""
         known = self.ranked.setdefault(method, {})
         if settings not in known:
@@ -255,6 +270,7 @@ class FirstMembers(MembersObjective):
         return known[settings]
 
     def _fit(self, method: str, settings: Settings) -> LinearMaps:
+        assert self.forms is not None
         width = min(self.recipe.width, *self.forms.widths)
         regularisation, power = settings
         return self.forms.fit(method, regularisation=regularisation, width=width, power=power)
@@ -367,14 +383,15 @@ class LaterMembers(MembersObjective):
             maps = forms.fit("ridge", regularisation=settings.regularisation, width=0, power=1.0)
             return AffineMap(maps.first.matrix, maps.first.offset + moments.mean_y)
 
-        def rank(settings: Settings) -> float:
+        def score(settings: Settings) -> float:
             mapped = into(settings).apply(standard)
             return mean_reciprocal_rank_both(mapped, gallery, paired.pairs)
 
-        best = best_settings([Settings(r) for r in ([chosen] if chosen else REGULARISATIONS)], rank)
+        options = [Settings(r) for r in ([chosen] if chosen else REGULARISATIONS)]
+        best = best_settings(options, score)
         self.notes[f"ridge {number}"] = {
             "regularisation": best.regularisation,
-            "mean_reciprocal_rank": round(rank(best), 6),
+            "mean_reciprocal_rank": round(score(best), 6),
         }
         return into(best)
 

@@ -59,7 +59,12 @@ def expected_weights(usual: Sequence[float], alone: Sequence[float]) -> list[flo
     weights = [
         weight * (rank / top) ** WEIGHT_POWER for weight, rank in zip(usual, alone, strict=True)
     ]
-    least = LEAST_WEIGHT * sum(weights)
+    return without_least(weights)
+
+
+def without_least(weights: Sequence[float]) -> list[float]:
+    """Return weights, 0 in place of those below `LEAST_WEIGHT` of all; the largest stays."""
+    least = min(LEAST_WEIGHT * sum(weights), max(weights))
     return [weight if weight >= least else 0.0 for weight in weights]
 
 
@@ -70,8 +75,9 @@ def chosen_shares(
 
     A query is taken as a choice among the gallery's items, whose log odds are the members'
     cosines, each times its weight. The weights are those under which the pairs are likeliest,
-    none below 0; `PRIOR` holds them to what is expected of what each finds alone (see
-    `expected_weights`), from which few rows move them little.
+    none below 0; `PRIOR` holds them to what is expected of what each finds alone on the same rows
+    (see `expected_weights`), the more the fewer these are. Every query counts once, of whichever
+    direction.
 
     Args:
         vectors: Of each member, unit vectors by modality.
@@ -101,6 +107,8 @@ def chosen_shares(
         return found
 
     alone = [rank([float(m == n) for m in range(count)]) for n in range(count)]
+    if count == 1:
+        return [1.0], tried
     expected = parts_of_one(expected_weights(usual, alone))
     rank(expected)
     best = parts_of_one(likeliest_weights(sides, paired.pairs, expected=expected))
@@ -110,13 +118,10 @@ def chosen_shares(
 
 
 def parts_of_one(weights: Sequence[float]) -> list[float]:
-    """Return weights that sum to 1, in thousandths: what is less is rounding.
-
-    One below `LEAST_WEIGHT` is left out.
-    """
-    total = sum(weights)
-    kept = [round(w / total, 3) if w >= LEAST_WEIGHT * total else 0.0 for w in weights]
-    return [weight / sum(kept) for weight in kept]
+    """Return weights that sum to 1, in thousandths: what is less is rounding."""
+    kept = without_least(weights)
+    rounded = [round(weight / sum(kept), 3) for weight in kept]
+    return [weight / sum(rounded) for weight in rounded]
 
 
 def likeliest_weights(
@@ -130,7 +135,8 @@ def likeliest_weights(
         expected: What the weights are held to, by `PRIOR`; they sum to 1.
 
     Returns:
-        Weights, 0 or more; their sum is the best temperature's reciprocal.
+        Weights, 0 or more: what cosines are to be multiplied by; those expected where no
+        multiple of them makes the pairs likelier.
     """
     prior = np.asarray(expected, np.float64)
     choices = [
@@ -141,15 +147,15 @@ def likeliest_weights(
     scale = _minimum(lambda weights: _both(together, weights), np.array([START_SCALE]))[0]
     if not scale > 0:
         return list(expected)
-    held = PRIOR / scale**2
+    strength = PRIOR / scale**2
 
     def cost(weights: np.ndarray) -> Terms:
         value, slope, curvature = _both(choices, weights)
         off = weights - scale * prior
         return (
-            value + held * float(off @ off) / 2,
-            slope + held * off,
-            curvature + held * np.eye(len(off)),
+            value + strength * float(off @ off) / 2,
+            slope + strength * off,
+            curvature + strength * np.eye(len(off)),
         )
 
     return [float(weight) for weight in _minimum(cost, scale * prior)]
@@ -224,7 +230,7 @@ class Choices:
 
 
 def _both(choices: Sequence[Choices], weights: np.ndarray) -> Terms:
-    """Return the mean cost of both directions: the same pairs are chosen twice."""
+    """Return half the cost of both directions: the same pairs are chosen twice."""
     (v, s, c), (w, t, d) = (choice.terms(weights) for choice in choices)
     return (v + w) / 2, (s + t) / 2, (c + d) / 2
 
