@@ -473,7 +473,7 @@ def test_a_variant_that_is_no_recipe_says_what_was_expected(text, message):
         ([], {}, "there are no variants, expected one at least"),
         ([TEXTS[0], TEXTS[0]], {}, "variant shared is named twice"),
         (["moe=alt-moe"], {"study": "moe-or-mlp"}, "variant moe is named twice"),
-        (TEXTS, {"study": "tables"}, "study 'tables' is unknown; known: alternation, balance, fam"),
+        (TEXTS, {"study": "tables"}, "study 'tables' is unknown; known: alternation, balance,"),
         (TEXTS, {"scores": ("cosine",)}, "score 'cosine' is unknown; known: contrast, fused, pred"),
         (TEXTS, {"equal_to": "third"}, "equal parameters: variant 'third' is unknown; known: dir"),
         (
@@ -599,7 +599,7 @@ def test_the_command_prints_a_table_and_what_it_means(two, world, run):
     ("options", "status", "message"),
     [
         ([], 2, "no variant is given, expected --variant NAME=RECIPE[,FIELD=VALUE,...] or --study"),
-        (["--study", "all"], 2, "study 'all' is unknown; known: alternation, balance, families,"),
+        (["--study", "all"], 2, "study 'all' is unknown; known: alternation, balance,"),
         (["--variant", "a=other"], 2, "recipe 'other' is unknown"),
         (["--variant", TEXTS[0], "--split", "test"], 2, "split test has no rows; there are 144 tr"),
         (["--variant", TEXTS[0], "--validation", "0"], 2, "holds no rows out to validate with"),
