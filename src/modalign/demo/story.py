@@ -29,6 +29,7 @@ from modalign.report import Hit, Report, SearchExample, Shown, write_report
 from modalign.report.formulas import closed_forms_of
 from modalign.report.spaces import machine, shown_directions, stage_summary
 from modalign.space import Space, align, load_space
+from modalign.space.encoded import EncodedPairs
 from modalign.space.space import summary
 from modalign.space.stages import SPACE_FILE
 from modalign.storage import read_json, write_json
@@ -206,9 +207,10 @@ def run_demo(demo: Demo) -> DemoResult:
     with demo.timed("embed all"):
         galleries = {modality: demo.store(space, scenes, modality) for modality in ENCODERS}
     with demo.timed("evaluate"):
-        directions = space.evaluate(scenes, split="test", cache=demo.cache)
+        encoded = space.encode_pairs(scenes, cache=demo.cache)
+        directions = space.evaluate_encoded(encoded, split="test")
     with demo.timed("closed forms"):
-        closed = beside(demo, space, world, scenes, directions)
+        closed = beside(demo, space, world, encoded, directions)
     with demo.timed("verify"):
         verify = prove(space, galleries, scenes, demo)
         verify["first_gallery_unchanged"] = (
@@ -229,7 +231,7 @@ def run_demo(demo: Demo) -> DemoResult:
 
 
 def beside(
-    demo: Demo, space: Space, world: World, scenes: Pairs, directions: Sequence[Direction]
+    demo: Demo, space: Space, world: World, scenes: EncodedPairs, directions: Sequence[Direction]
 ) -> dict[str, Any]:
     """Return what a closed form of each stage's pairs finds among the held-out scenes."""
     tables = (("pictures", "image"), *ADDED)
@@ -239,7 +241,7 @@ def beside(
     ]
     return closed_forms_of(
         space,
-        space.encode_pairs(scenes, cache=demo.cache),
+        scenes,
         directions,
         split="test",
         trained_on=trained_on,

@@ -20,7 +20,7 @@ SEEN = {
 
 def by_direction(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return what the closed form found, by "image->text"; empty where there is none."""
-    return {f"{line['from']}->{line['to']}": line for line in found.get("directions", ())}
+    return {direction_name(line): line for line in found.get("directions", ())}
 
 
 def told(found: Mapping[str, Any], directions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modalign.report.baselines import direction_name
 from modalign.report.curves import (
     BOTTOM,
     LEFT,
@@ -64,7 +65,7 @@ def _chart(way: Mapping[str, Any]) -> ForecastChart:
     across = Axis(math.log2(min(sizes)), math.log2(max(sizes)), LEFT, RIGHT - 14)
     up = Axis(ticks[0], ticks[-1], BOTTOM, TOP)
     return ForecastChart(
-        title=arrow(f"{way['from']}->{way['to']}"),
+        title=arrow(direction_name(way)),
         measured=path([(math.log2(size), recall) for size, recall in measured], across, up),
         expected=tuple(
             Expected(

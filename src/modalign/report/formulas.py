@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from modalign.errors import DataError, ModalignError
 from modalign.evaluation import Direction
 from modalign.features.encoding import Progress
 from modalign.probing.trials import LEAST_ITEMS, closed_form, forecast_pairs
 from modalign.space import Space
-from modalign.space.encoded import EncodedPairs, split_as_trained
+from modalign.space.encoded import EncodedPairs, places_of_pairs, split_as_trained
 from modalign.space.paired import PairedTables
 from modalign.space.stages import Stage
 
@@ -137,13 +135,11 @@ def rows_measured(
         second: Another.
         split: Which rows; None: all.
     """
-    items = encoded.pairs.positives(first, second, split=split)
-    tables, columns = {}, []
-    for side, modality in enumerate((first, second)):
-        members = encoded.pairs.members(modality, split=split)
-        tables[modality] = encoded.tables[modality].subset(members)
-        columns.append(np.searchsorted(members, items[:, side]))
-    return PairedTables(first, second, tables, np.stack(columns, axis=1))
+    pairs = encoded.pairs
+    members = {name: pairs.members(name, split=split) for name in (first, second)}
+    tables = {name: encoded.tables[name].subset(kept) for name, kept in members.items()}
+    positives = places_of_pairs(pairs, members, first, second, split=split)
+    return PairedTables(first, second, tables, positives)
 
 
 def forecast_of(

@@ -23,6 +23,7 @@ from modalign.robustness.perturbing import PICTURE_PERTURBATIONS, TEXT_PERTURBAT
 from modalign.space import Space
 from modalign.space.encoded import EncodedPairs
 from modalign.space.families import Sides
+from modalign.space.paired import pairs_of_rows
 from modalign.space.space import SplitSides
 
 PERTURBATIONS = (*TEXT_PERTURBATIONS, *PICTURE_PERTURBATIONS)
@@ -151,8 +152,7 @@ def _measured(
     before = retrieval_ranks(compared.queries, compared.gallery, positives, bias=compared.bias)[
         kept
     ]
-    own = np.isin(positives[:, 0], kept)
-    places = np.stack([np.searchsorted(kept, positives[own, 0]), positives[own, 1]], axis=1)
+    places = pairs_of_rows(positives, kept)
     changed = Sides(rows.family, {source: table, target: rows.tables[target]})
     sides = changed.compared(source, target)
     after = retrieval_ranks(sides.queries, sides.gallery, places, bias=sides.bias)

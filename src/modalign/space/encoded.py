@@ -77,6 +77,26 @@ class EncodedPairs:
         return RowTables(tables, np.stack(columns, axis=1))
 
 
+def places_of_pairs(
+    pairs: Pairs, members: Mapping[str, np.ndarray], first: str, second: str, *, split: str | None
+) -> np.ndarray:
+    """Return which items of a split belong together, by their places among its members.
+
+    Args:
+        pairs: All of them.
+        members: Of each modality, which of its items are of the split, ascending, int64.
+        first: A modality.
+        second: Another.
+        split: Which rows; None: all.
+
+    Returns:
+        int64 [P, 2].
+    """
+    items = pairs.positives(first, second, split=split)
+    places = [np.searchsorted(members[m], items[:, n]) for n, m in enumerate((first, second))]
+    return np.stack(places, axis=1)
+
+
 def encode_pairs(
     pairs: Pairs,
     encoders: Mapping[str, Encoder],

@@ -72,7 +72,6 @@ def best_settings(options: Sequence[Settings], score: Callable[[Settings], float
     """
     if len(options) == 1:
         return options[0]
-    score = cache(score)
     best = max(options, key=score)
     if len({option.regularisation for option in options}) == 1:
         return best
@@ -383,6 +382,7 @@ class LaterMembers(MembersObjective):
             maps = forms.fit("ridge", regularisation=settings.regularisation, width=0, power=1.0)
             return AffineMap(maps.first.matrix, maps.first.offset + moments.mean_y)
 
+        @cache
         def score(settings: Settings) -> float:
             mapped = into(settings).apply(standard)
             return mean_reciprocal_rank_both(mapped, gallery, paired.pairs)

@@ -67,6 +67,24 @@ def chunks(table: FeatureRows) -> Iterator[Features]:
     return (table.take(np.arange(s, min(s + CHUNK_ROWS, len(table)))) for s in starts)
 
 
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of some rows, evenly spread."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def pairs_of_rows(pairs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the pairs of some rows of the first side, numbered by their place among these.
+
+    Args:
+        pairs: (row of the first side, row of the second), int64 [P, 2].
+        rows: Of the first side, ascending, int64 [R].
+    """
+    known = pairs[np.isin(pairs[:, 0], rows)]
+    return np.stack([np.searchsorted(rows, known[:, 0]), known[:, 1]], axis=1)
+
+
 def first_rows(paired: PairedTables, limit: int) -> PairedTables:
     """Keep the pairs of the first `limit` items of the first modality, and those items."""
     chosen = np.unique(paired.pairs[:, 0])[:limit]

@@ -35,7 +35,7 @@ from modalign.scoring import (
 from modalign.scoring.calibration import HITS
 from modalign.scoring.hubs import best_results, unit
 from modalign.space.families import Family, Growth, Scoring, Sides
-from modalign.space.paired import PairedTables
+from modalign.space.paired import PairedTables, pairs_of_rows, spread
 
 # Validation queries that corrections are chosen and calibrated by, at most.
 MOST_QUERIES = 10_000
@@ -244,11 +244,8 @@ def some_queries(queries: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray
     """
     if len(queries) <= MOST_QUERIES:
         return queries, positives
-    rows = np.linspace(0, len(queries) - 1, MOST_QUERIES).astype(np.int64)
-    place = np.full(len(queries), -1)
-    place[rows] = np.arange(len(rows))
-    kept = positives[place[positives[:, 0]] >= 0]
-    return queries[rows], np.stack([place[kept[:, 0]], kept[:, 1]], axis=1)
+    rows = spread(np.arange(len(queries)), MOST_QUERIES)
+    return queries[rows], pairs_of_rows(positives, rows)
 
 
 def scored_hits(

@@ -11,7 +11,7 @@ import numpy as np
 
 from modalign.connectors.members import CLOSED_FORMS
 from modalign.evaluation import retrieval_ranks
-from modalign.space.paired import PairedTables
+from modalign.space.paired import PairedTables, pairs_of_rows, spread
 
 # How much faster than what it finds a member's weight falls.
 WEIGHT_POWER = 6
@@ -186,15 +186,10 @@ class Choices:
 
         Of very many queries some, evenly spread, are enough for a handful of weights.
         """
-        asked = np.unique(pairs[:, 0])
-        most = max(1, MOST_COMPARED // len(gallery[0]))
-        if len(asked) > most:
-            asked = asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
-        place = np.full(len(queries[0]), -1)
-        place[asked] = np.arange(len(asked))
-        known = pairs[place[pairs[:, 0]] >= 0]
+        asked = spread(np.unique(pairs[:, 0]), max(1, MOST_COMPARED // len(gallery[0])))
+        known = pairs_of_rows(pairs, asked)
         chosen = np.zeros((len(asked), len(gallery[0])), np.float32)
-        chosen[place[known[:, 0]], known[:, 1]] = 1.0
+        chosen[known[:, 0], known[:, 1]] = 1.0
         chosen /= chosen.sum(1, keepdims=True)
         cosines = [q[asked].astype(np.float32) @ g.T for q, g in zip(queries, gallery, strict=True)]
         return cls(np.stack(cosines).astype(np.float32), chosen)
@@ -242,8 +237,8 @@ def _minimum(cost: Callable[[np.ndarray], Terms], start: np.ndarray) -> np.ndarr
     constraints.
     """
     weights = np.asarray(start, np.float64)
+    value, slope, curvature = cost(weights)
     for _ in range(NEWTON_STEPS):
-        value, slope, curvature = cost(weights)
         # What is 0 and would become less stays.
         free = np.flatnonzero((weights > 0) | (slope < 0))
         if not len(free):
@@ -256,9 +251,11 @@ def _minimum(cost: Callable[[np.ndarray], Terms], start: np.ndarray) -> np.ndarr
         plain[free] = -slope[free] / np.diag(bent)
         steps = (share * step for step in (newton, plain) for share in 0.5 ** np.arange(8))
         moved = (np.maximum(weights + step, 0.0) for step in steps)
-        found = next((there for there in moved if cost(there)[0] < value), weights)
-        arrived = np.abs(found - weights).max() <= 1e-4 * max(float(found.max()), 1.0)
-        weights = found
-        if arrived:
+        reached = ((there, cost(there)) for there in moved)
+        found = next(((there, terms) for there, terms in reached if terms[0] < value), None)
+        if found is None:
+            break
+        before, (weights, (value, slope, curvature)) = weights, found
+        if np.abs(weights - before).max() <= 1e-4 * max(float(weights.max()), 1.0):
             break
     return weights

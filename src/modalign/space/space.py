@@ -22,7 +22,12 @@ from modalign.recipes import Recipe, named_recipe, recipe_from_json
 from modalign.scoring import Compared
 from modalign.space import aligning
 from modalign.space.aligning import Job
-from modalign.space.encoded import EncodedPairs, encode_pairs, split_as_trained
+from modalign.space.encoded import (
+    EncodedPairs,
+    encode_pairs,
+    places_of_pairs,
+    split_as_trained,
+)
 from modalign.space.families import Family, Growth, Sides, Way, unit_rows
 from modalign.space.scored import BANK, read_scoring
 from modalign.space.searching import Found, QueryPart, search_parts, search_queries
@@ -680,12 +685,8 @@ class SplitSides:
         self, source: str, target: str, *, score: str | None = None
     ) -> tuple[Compared, np.ndarray]:
         """Return both sides as search compares them, and which belong together, int64 [P, 2]."""
-        items = self._pairs.positives(source, target, split=self._split)
-        places = [
-            np.searchsorted(self.members[modality], items[:, side])
-            for side, modality in enumerate((source, target))
-        ]
-        return self._sides.compared(source, target, score=score), np.stack(places, axis=1)
+        positives = places_of_pairs(self._pairs, self.members, source, target, split=self._split)
+        return self._sides.compared(source, target, score=score), positives
 
 
 def summary(space: Space) -> dict[str, Any]:
